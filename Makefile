@@ -1,0 +1,33 @@
+# Every target works in one virtual environment, made on first use and kept up to date by a stamp file.
+# Use another with `make VENV=path test`, another interpreter with `make PYTHON=python3.12 install`.
+VENV ?= .venv
+PYTHON ?= python3
+
+STAMP := $(VENV)/.gavamoe-installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install test quickstart lint format
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+install: $(STAMP)  ## Make the virtual environment and install the package with its extras, at the tested versions
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -c constraints.txt -e ".[dev,metrics,plots]"
+	touch $@
+
+test: $(STAMP)  ## Run the tests
+	$(VENV)/bin/python -m pytest
+
+quickstart: $(STAMP)  ## Train, generate and score a small model end to end
+	$(VENV)/bin/python examples/quickstart.py --output_dir outputs/quickstart
+
+lint: $(STAMP)  ## Check style and formatting
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(STAMP)  ## Fix style and formatting
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .

@@ -1,0 +1,276 @@
+"""Turn raw columns into clean ones: ids, ratings, features and explanations, with every bad row named."""
+
+import ast
+import difflib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from .errors import DataError, show_names, show_rows, show_value
+from .readers import SPLIT_ALIASES, RawRecords
+
+COLUMNS = ("user", "item", "rating", "feature", "explanation")
+REQUIRED = ("user", "item", "rating", "explanation")
+
+# Names that published data sets use: only suggested in errors, never taken unasked.
+_COMMON_NAMES = {
+    "user": ("user_id", "userid", "reviewerid", "reviewer", "uid", "customer_id", "author"),
+    "item": ("item_id", "itemid", "asin", "parent_asin", "business_id", "product_id", "movie_id", "iid"),
+    "rating": ("overall", "stars", "score", "rate", "ratings", "review_rating"),
+    "feature": ("features", "aspect", "aspects", "keyword", "keywords"),
+    "explanation": ("reviewtext", "review", "text", "review_text", "sentence", "reason", "summary"),
+}
+_LEVEL_TOLERANCE = 1e-6
+
+
+def check_columns(records: RawRecords, names: Mapping[str, str]) -> None:
+    """
+    Check that every column that is needed, or was asked for, exists.
+
+    Args:
+        records ([`RawRecords`]): The records of one file or split.
+        names (`Mapping[str, str]`): The name in the source of each of our columns that is needed or mapped.
+
+    Raises:
+        DataError: One is missing: the message names the closest columns that exist.
+    """
+    missing = [ours for ours, theirs in names.items() if theirs not in records.found]
+    if not missing:
+        return
+    taken = set(names.values()) & set(records.found)
+    free = [name for name in records.found if name not in taken]
+    guesses = {ours: guess for ours in missing if (guess := closest_column(ours, names[ours], free))}
+    asked = [names[ours] if names[ours] == ours else f"{names[ours]} (for {ours})" for ours in missing]
+    remedy = "Rename the columns, or say which they are with column_mapping={'user': '...'}."
+    if guesses:
+        remedy = f"Did you mean column_mapping={guesses!r}?"
+    raise DataError(
+        f"{records.where}: expected the columns {show_names(asked)}, but the columns are "
+        f"{show_names(records.found, limit=20)}. {remedy}"
+    )
+
+
+def closest_column(ours: str, theirs: str, candidates: Sequence[str]) -> str | None:
+    """
+    Guess which existing column was meant.
+
+    Args:
+        ours (`str`): Our name of the column, such as `"user"`.
+        theirs (`str`): The name that was looked for.
+        candidates (`Sequence[str]`): The columns that exist.
+
+    Returns:
+        `str` or `None`: The best guess; `None` where no name is similar.
+    """
+    by_lower = {name.strip().lower(): name for name in candidates}
+    for common in _COMMON_NAMES.get(ours, ()):
+        if common in by_lower:
+            return by_lower[common]
+    close = difflib.get_close_matches(theirs.strip().lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[close[0]] if close else None
+
+
+def clean_table(records: RawRecords, names: Mapping[str, str], rating_levels: Sequence[float]) -> pa.Table:
+    """
+    Check every value of one file or split and bring it to its final type.
+
+    Args:
+        records ([`RawRecords`]): The records, whose columns have passed [`check_columns`].
+        names (`Mapping[str, str]`): The name in the source of each of our columns.
+        rating_levels (`Sequence[float]`): The ratings that may occur, ascending.
+
+    Returns:
+        `pa.Table`: The columns `user`, `item`, `explanation` (string), `rating` (float64) and `feature` (list
+        of strings), in the order of [`COLUMNS`], with the rows in their order.
+
+    Raises:
+        DataError: Rows have a bad value: the message names the first few and counts them all.
+    """
+    feature = names.get("feature")
+    columns = {
+        "user": _clean_ids(records, names["user"]),
+        "item": _clean_ids(records, names["item"]),
+        "rating": _clean_ratings(records, names["rating"], rating_levels),
+        "feature": _clean_features(records, feature)
+        if feature in records.columns
+        else [[]] * records.num_rows,
+        "explanation": _clean_explanations(records, names["explanation"]),
+    }
+    types = {"rating": pa.float64(), "feature": pa.list_(pa.string())}
+    arrays = {}
+    for name in COLUMNS:
+        try:
+            arrays[name] = pa.array(columns[name], types.get(name, pa.string()))
+        except UnicodeEncodeError:
+            raise _surrogate_error(records, names[name], columns[name]) from None
+    return pa.table(arrays)
+
+
+def clean_split_names(records: RawRecords, name: str) -> np.ndarray:
+    """
+    Read a column that says which split each record belongs to.
+
+    Args:
+        records ([`RawRecords`]): The records.
+        name (`str`): The column.
+
+    Returns:
+        `np.ndarray` of `str`, of length `num_rows`: `"train"`, `"validation"` or `"test"`.
+
+    Raises:
+        DataError: A row names no split.
+    """
+    values = records.columns[name]
+    splits = [
+        SPLIT_ALIASES.get(value.strip().lower()) if isinstance(value, str) else None for value in values
+    ]
+    bad = [index for index, split in enumerate(splits) if split is None]
+    if bad:
+        expected = f"one of {', '.join(SPLIT_ALIASES)}"
+        remedy = "Correct these rows, or remove the column to have the records split at random."
+        raise _row_error(records, name, values, bad, expected, remedy)
+    return np.asarray(splits)
+
+
+def _row_error(
+    records: RawRecords,
+    name: str,
+    values: Sequence[Any],
+    bad: Sequence[int],
+    expected: str,
+    remedy: str,
+    describe: Callable[[Any], str] = show_value,
+) -> DataError:
+    # A few more than are shown: the rest is only counted.
+    found = [(records.number(index), describe(values[index])) for index in bad[:5]]
+    rows = show_rows(found, len(bad), records.unit)
+    return DataError(f"{records.where}: column {name!r}: expected {expected}, but got {rows}. {remedy}")
+
+
+def _clean_ids(records: RawRecords, name: str) -> list[str]:
+    values = records.columns[name]
+    kinds = set(map(type, values))
+    if kinds == {str}:
+        ids: list[Any] = values
+        # A table program writes whole numbers as 3.0 once one of the column's cells was empty.
+        if records.is_text and all(value.endswith(".0") and value[:-2].isdigit() for value in values):
+            ids = [value[:-2] for value in values]
+    elif kinds == {int}:
+        ids = list(map(str, values))
+    else:
+        ids = list(map(_id_text, values))
+    bad = [index for index, value in enumerate(ids) if not value or value.isspace()]
+    if bad:
+        remedy = "Give these rows an id, or drop them."
+        raise _row_error(records, name, values, bad, "an id (a non-empty string or a whole number)", remedy)
+    return ids
+
+
+def _id_text(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return None
+
+
+def _clean_ratings(records: RawRecords, name: str, levels: Sequence[float]) -> np.ndarray:
+    values = records.columns[name]
+    ratings = np.asarray([_rating_number(value) for value in values], dtype=np.float64)
+    scale = np.asarray(levels, dtype=np.float64)
+    # Snap to the nearest level, so that a float32 column of half or tenth stars is on the scale too.
+    above = np.clip(np.searchsorted(scale, ratings), 1, len(scale) - 1)
+    lower, upper = scale[above - 1], scale[above]
+    with np.errstate(invalid="ignore"):
+        nearest = np.where(ratings - lower <= upper - ratings, lower, upper)
+        bad = np.flatnonzero(~(np.abs(ratings - nearest) <= _LEVEL_TOLERANCE))
+    if len(bad):
+        expected = f"a rating among {', '.join(f'{level:g}' for level in levels)}"
+        remedy = "Correct or drop these rows, or pass rating_levels=(...) where the scale is another one."
+        raise _row_error(records, name, values, bad.tolist(), expected, remedy, _show_rating)
+    return nearest
+
+
+def _rating_number(value: Any) -> float:
+    if value is None or isinstance(value, bool):
+        return np.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return np.nan
+
+
+def _show_rating(value: Any) -> str:
+    number = _rating_number(value)
+    if np.isfinite(number):
+        return f"{show_value(value)} (not on the scale)"
+    if value is None or np.isinf(number) or isinstance(value, float):
+        return show_value(value)
+    return f"{show_value(value)} (not a number)"
+
+
+def _clean_features(records: RawRecords, name: str) -> list[list[str]]:
+    values = records.columns[name]
+    convert = _text_feature if records.is_text else _feature_words
+    features = list(map(convert, values))
+    bad = [index for index, words in enumerate(features) if words is None]
+    if bad:
+        expected = 'a word, a list of words such as ["sound", "price"], or nothing'
+        raise _row_error(records, name, values, bad, expected, "Correct these rows or empty them.")
+    return features
+
+
+def _feature_words(value: Any) -> list[str] | None:
+    """Return the feature's words, or `None` where the value is neither a word, a list of them nor missing."""
+    if value is None or value != value:  # NaN: how pandas writes a missing string
+        return []
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list | tuple) or not all(
+        isinstance(word, str) or word is None for word in words
+    ):
+        return None
+    return [word.strip() for word in words if word and not word.isspace()]
+
+
+def _text_feature(value: str) -> list[str] | None:
+    if not re.fullmatch(r"\s*\[.*\]\s*", value, re.DOTALL):
+        return _feature_words(value)
+    # CSV has no lists: they come as JSON, or as Python prints them.
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return _feature_words(parse(value.strip()))
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return None
+
+
+def _clean_explanations(records: RawRecords, name: str) -> list[str]:
+    values = records.columns[name]
+    bad = [
+        index
+        for index, value in enumerate(values)
+        if not isinstance(value, str) or not value or value.isspace()
+    ]
+    if bad:
+        expected = "an explanation (a string that is not empty)"
+        raise _row_error(records, name, values, bad, expected, "Write one for these rows, or drop them.")
+    return values
+
+
+def _surrogate_error(records: RawRecords, name: str, values: Sequence[Any]) -> DataError:
+    def is_broken(value: Any) -> bool:
+        text = value if isinstance(value, str) else "".join(value)
+        return any("\ud800" <= character <= "\udfff" for character in text)
+
+    bad = [index for index, value in enumerate(values) if is_broken(value)]
+    expected = "text that UTF-8 can hold"
+    remedy = "These rows hold half of a surrogate pair (\\ud800 to \\udfff): write the character whole."
+    return _row_error(records, name, values, bad, expected, remedy)

@@ -1,0 +1,739 @@
+# Copyright 2026 The gavamoe-hf authors. Licensed under the Apache License, Version 2.0.
+"""GaVaMoE: a Llama whose feed-forward layers are multi-gate mixtures of experts, routed by a VAE-GMM rating model.
+
+Shapes: B batch, T tokens, H `hidden_size`, I `moe_intermediate_size`, K `num_clusters`, X `num_local_experts`,
+E `vae_embedding_size`, V vocabulary, L layers.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.integrations import use_experts_implementation
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaForCausalLM,
+    LlamaMLP,
+    LlamaModel,
+    LlamaPreTrainedModel,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+)
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+from transformers.utils import ModelOutput
+from transformers.utils.output_capturing import OutputRecorder
+
+from .configuration_gavamoe import GaVaMoEConfig
+from .vae_gmm_gavamoe import GaVaMoERatingModel, GaVaMoERatingOutput
+
+
+@dataclass
+class GaVaMoEModelOutputWithPast(ModelOutput):
+    """
+    Output of [`GaVaMoEModel`].
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`).
+        past_key_values ([`~transformers.Cache`], *optional*).
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*): with `output_hidden_states=True`.
+        attentions (`tuple[torch.FloatTensor]`, *optional*): with `output_attentions=True`.
+        router_logits (`tuple[torch.FloatTensor]`, *optional*, with `output_router_logits=True`):
+            For each layer, `(batch_size * sequence_length, num_experts)`.
+        elbo_loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `rating` is given):
+            Negative ELBO of the pairs in nats (eq. 12): `reconstruction_loss + beta * kl_loss`.
+        reconstruction_loss (`torch.FloatTensor` of shape `(1,)`, *optional*): -log p(rating | z), in nats.
+        kl_loss (`torch.FloatTensor` of shape `(1,)`, *optional*): KL divergence from the prior, in nats.
+        rating_logits (`torch.FloatTensor` of shape `(batch_size, num_levels)`, *optional*): of the rating decoder.
+        cluster_posterior (`torch.FloatTensor` of shape `(batch_size, num_clusters)`, *optional*): eq. 8, at z = mu.
+        gate_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*): The gate of each sample (eq. 9).
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    router_logits: tuple[torch.FloatTensor, ...] | None = None
+    elbo_loss: torch.FloatTensor | None = None
+    reconstruction_loss: torch.FloatTensor | None = None
+    kl_loss: torch.FloatTensor | None = None
+    rating_logits: torch.FloatTensor | None = None
+    cluster_posterior: torch.FloatTensor | None = None
+    gate_index: torch.LongTensor | None = None
+
+
+@dataclass
+class GaVaMoECausalLMOutputWithPast(ModelOutput):
+    """
+    Output of [`GaVaMoEForCausalLM`]: the fields of [`GaVaMoEModelOutputWithPast`], of which `last_hidden_state` becomes
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
+            `alpha * elbo_loss + (1 - alpha) * (nll_loss + router_aux_loss_coef * aux_loss)` (eq. 13) when `rating` is
+            given too, the second bracket alone when it is not.
+        nll_loss (`torch.FloatTensor` of shape `(1,)`, *optional*): Mean over labelled tokens, in nats.
+        aux_loss (`torch.FloatTensor` of shape `(1,)`, *optional*, with `output_router_logits=True`):
+            Load-balancing loss (arXiv 2101.03961), unweighted.
+        logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`).
+    """
+
+    loss: torch.FloatTensor | None = None
+    nll_loss: torch.FloatTensor | None = None
+    aux_loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    router_logits: tuple[torch.FloatTensor, ...] | None = None
+    elbo_loss: torch.FloatTensor | None = None
+    reconstruction_loss: torch.FloatTensor | None = None
+    kl_loss: torch.FloatTensor | None = None
+    rating_logits: torch.FloatTensor | None = None
+    cluster_posterior: torch.FloatTensor | None = None
+    gate_index: torch.LongTensor | None = None
+
+
+@dataclass
+class GaVaMoERoutingReport(ModelOutput):
+    """
+    How pairs are routed, from [`GaVaMoEForCausalLM.routing_report`].
+
+    Args:
+        gate_index (`torch.LongTensor` of shape `(batch_size,)`): The gate used, which is the most probable cluster.
+        cluster_posterior (`torch.FloatTensor` of shape `(batch_size, num_clusters)`): eq. 8, at z = mu.
+        predicted_rating (`torch.FloatTensor` of shape `(batch_size,)`): Expected rating, on the rating scale.
+        expert_share (`torch.FloatTensor` of shape `(batch_size, num_hidden_layers, num_experts)`, *optional*):
+            Share of the sample's (token, choice) slots that each expert of each layer takes; sums to 1. `None` where
+            the layers are dense.
+    """
+
+    gate_index: torch.LongTensor | None = None
+    cluster_posterior: torch.FloatTensor | None = None
+    predicted_rating: torch.FloatTensor | None = None
+    expert_share: torch.FloatTensor | None = None
+
+
+@dataclass
+class GaVaMoEExplanation:
+    """
+    One explained pair, from [`GaVaMoEForCausalLM.explain`].
+
+    Args:
+        user (`str`), item (`str`): Raw ids.
+        explanation (`str`): The generated text.
+        rating (`float`): The rating whose sentiment the prompt stated: the one given, else the predicted one.
+        predicted_rating (`float`): The rating model's expectation.
+        features (`list[str]`): The features that the prompt named.
+        cluster (`int`): Cluster of the pair, which is its gate.
+        cluster_posterior (`list[float]`): Probability of each cluster.
+    """
+
+    user: str
+    item: str
+    explanation: str
+    rating: float
+    predicted_rating: float
+    features: list[str]
+    cluster: int
+    cluster_posterior: list[float]
+
+
+@use_experts_implementation
+class GaVaMoEExperts(nn.Module):
+    """The experts of one layer as stacked SwiGLU weights, shared by all gates (section 3.3.2)."""
+
+    def __init__(self, config: GaVaMoEConfig):
+        super().__init__()
+        self.num_experts = config.num_local_experts
+        hidden, width = config.hidden_size, config.moe_intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.empty(self.num_experts, 2 * width, hidden))
+        self.down_proj = nn.Parameter(torch.empty(self.num_experts, hidden, width))
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        # The reference ("eager"): one expert after the other. [tokens, H], [tokens, k], [tokens, k] -> [tokens, H]
+        output = torch.zeros_like(hidden_states)
+        for expert in range(self.num_experts):
+            token, choice = torch.where(top_k_index == expert)
+            if len(token) == 0:
+                continue
+            gate, up = F.linear(hidden_states[token], self.gate_up_proj[expert]).chunk(2, dim=-1)
+            expert_output = F.linear(self.act_fn(gate) * up, self.down_proj[expert])
+            weighted = expert_output * top_k_weights[token, choice, None]
+            output.index_add_(0, token, weighted.to(output.dtype))
+        return output
+
+
+class GaVaMoEMultiGateRouter(nn.Module):
+    """
+    One gate for each cluster (eq. 9-11), all scoring the same experts. The gate is chosen per sample and used for all
+    of its tokens.
+    """
+
+    def __init__(self, config: GaVaMoEConfig):
+        super().__init__()
+        self.top_k = config.num_experts_per_tok
+        self.norm_topk_prob = config.norm_topk_prob
+        self.weight = nn.Parameter(torch.empty(config.num_clusters, config.num_local_experts, config.hidden_size))
+
+    def forward(
+        self, hidden_states: torch.Tensor, gate_index: torch.LongTensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        # [B, T, H] x [B, H, X] -> [B, T, X]
+        logits = torch.bmm(hidden_states, self.weight[gate_index].transpose(1, 2)).flatten(0, 1)
+        probabilities = logits.softmax(dim=-1, dtype=torch.float32)
+        top_k_weights, top_k_index = probabilities.topk(self.top_k, dim=-1)
+        if self.norm_topk_prob:
+            top_k_weights = top_k_weights / top_k_weights.sum(dim=-1, keepdim=True)
+        return logits, top_k_weights.to(hidden_states.dtype), top_k_index
+
+
+class GaVaMoESparseMoeBlock(nn.Module):
+    """Multi-gate mixture of experts, in place of the Llama feed-forward layer, with an optional shared expert."""
+
+    def __init__(self, config: GaVaMoEConfig):
+        super().__init__()
+        self.gate = GaVaMoEMultiGateRouter(config)
+        self.experts = GaVaMoEExperts(config)
+        self.shared_expert = None
+        if config.shared_expert_intermediate_size > 0:
+            dense_config = copy.copy(config)
+            dense_config.intermediate_size = config.shared_expert_intermediate_size
+            self.shared_expert = LlamaMLP(dense_config)
+
+    def forward(self, hidden_states: torch.Tensor, gate_index: torch.LongTensor) -> torch.Tensor:
+        _, top_k_weights, top_k_index = self.gate(hidden_states, gate_index)
+        tokens = hidden_states.reshape(-1, hidden_states.shape[-1])  # [B * T, H]
+        output = self.experts(tokens, top_k_index, top_k_weights).view_as(hidden_states)
+        if self.shared_expert is not None:
+            output = output + self.shared_expert(hidden_states)
+        return output
+
+
+class GaVaMoEDecoderLayer(LlamaDecoderLayer):
+    """A Llama layer that hands the gate index to its mixture of experts."""
+
+    def __init__(self, config: GaVaMoEConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.is_sparse = config.num_local_experts > 0
+        if self.is_sparse:
+            self.mlp = GaVaMoESparseMoeBlock(config)
+
+    def forward(
+        self, hidden_states: torch.Tensor, gate_index: torch.LongTensor | None = None, **kwargs
+    ) -> torch.Tensor:
+        attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+        hidden_states = hidden_states + attended
+        normed = self.post_attention_layernorm(hidden_states)
+        return hidden_states + (self.mlp(normed, gate_index) if self.is_sparse else self.mlp(normed))
+
+
+class GaVaMoEPreTrainedModel(LlamaPreTrainedModel):
+    config: GaVaMoEConfig
+    config_class = GaVaMoEConfig
+    _no_split_modules = ["GaVaMoEDecoderLayer"]
+    # Gates must not depend on the precision that the language model is loaded in.
+    _keep_in_fp32_modules_strict = ["rating_model"]
+    _can_record_outputs = {
+        "router_logits": OutputRecorder(GaVaMoEMultiGateRouter, index=0),
+        "hidden_states": GaVaMoEDecoderLayer,
+        "attentions": LlamaAttention,
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, GaVaMoEExperts):
+            init.normal_(module.gate_up_proj, mean=0.0, std=self.config.initializer_range)
+            init.normal_(module.down_proj, mean=0.0, std=self.config.initializer_range)
+        elif isinstance(module, GaVaMoEMultiGateRouter):
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+
+
+class GaVaMoEModel(GaVaMoEPreTrainedModel, LlamaModel):
+    """
+    The decoder together with the rating model that routes it. In one forward pass it looks the pair up, chooses its
+    gate, puts the projected user and item embeddings at the placeholder tokens and, given the rating, computes the
+    ELBO; see [`~GaVaMoEModel.forward`].
+    """
+
+    def __init__(self, config: GaVaMoEConfig):
+        # Not LlamaModel.__init__, which would build the dense layers only to throw them away
+        super(LlamaModel, self).__init__(config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList(
+            [GaVaMoEDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
+        )
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
+        # A config of its own, since the attention and experts implementations are chosen for the decoder alone
+        rating_config = copy.deepcopy(config)
+        rating_config._attn_implementation = rating_config._experts_implementation = "eager"
+        self.rating_model = GaVaMoERatingModel(rating_config)
+        if config.inject_pair_embeddings:
+            self.user_projection = nn.Linear(config.vae_embedding_size, config.hidden_size)
+            self.item_projection = nn.Linear(config.vae_embedding_size, config.hidden_size)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        user_id: torch.LongTensor | None = None,
+        item_id: torch.LongTensor | None = None,
+        rating: torch.Tensor | None = None,
+        gate_index: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> GaVaMoEModelOutputWithPast:
+        """
+        Arguments of [`~transformers.LlamaModel`], and:
+
+        Args:
+            user_id (`torch.LongTensor` of shape `(batch_size,)`, *optional*): User indices, -1 for the population.
+            item_id (`torch.LongTensor` of shape `(batch_size,)`, *optional*): Item indices, -1 for the population.
+            rating (`torch.Tensor` of shape `(batch_size,)`, *optional*): Ratings; the ELBO is computed when given.
+            gate_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                The gates, where they are known already, as in every step of a generation. The rating model then runs
+                only if `rating` is given.
+
+        Raises:
+            `ValueError`: without a gate where there is more than one, or where a prompt does not hold exactly one user
+            and one item placeholder.
+            `IndexError`: for an id outside the tables.
+        """
+        if (user_id is None) != (item_id is None):
+            raise ValueError("Expected `user_id` and `item_id` together, but got one of them alone.")
+        pair_embeddings, rating_output = None, GaVaMoERatingOutput()
+        cluster_posterior = None
+        if user_id is not None:
+            pair_embeddings = self.rating_model.embed(*self.rating_model.drop_ids(user_id, item_id))
+            if gate_index is None:
+                gate_index, cluster_posterior = self.rating_model.route(pair_embeddings)
+            if rating is not None or cluster_posterior is not None:
+                rating_output = self.rating_model(pair_embeddings=pair_embeddings, rating=rating)
+        if inputs_embeds is None and input_ids is not None:
+            inputs_embeds = self.embed_tokens(input_ids)
+            if pair_embeddings is not None and self.config.inject_pair_embeddings:
+                inputs_embeds = self._inject(input_ids, inputs_embeds, pair_embeddings)
+            input_ids = None
+        outputs = super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            gate_index=self._resolve_gate(gate_index, inputs_embeds),
+            **kwargs,
+        )
+        return GaVaMoEModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+            router_logits=outputs.get("router_logits"),
+            elbo_loss=rating_output.loss,
+            reconstruction_loss=rating_output.reconstruction_loss,
+            kl_loss=rating_output.kl_loss,
+            rating_logits=rating_output.rating_logits,
+            cluster_posterior=cluster_posterior,
+            gate_index=gate_index,
+        )
+
+    def _resolve_gate(
+        self, gate_index: torch.LongTensor | None, inputs_embeds: torch.Tensor
+    ) -> torch.LongTensor | None:
+        if gate_index is not None or self.config.num_local_experts == 0:
+            return gate_index
+        if self.config.num_clusters > 1:
+            raise ValueError(
+                f"Each sample needs a gate, one of {self.config.num_clusters}: pass `user_id` and `item_id` (-1 for "
+                "the population), or `gate_index`."
+            )
+        return torch.zeros(len(inputs_embeds), dtype=torch.long, device=inputs_embeds.device)
+
+    def _inject(
+        self, input_ids: torch.LongTensor, inputs_embeds: torch.Tensor, pair_embeddings: torch.Tensor
+    ) -> torch.Tensor:
+        """Puts the projected user and item embeddings at their placeholder tokens, wherever they stand in each row."""
+        projected = (self.user_projection, pair_embeddings[:, 0]), (self.item_projection, pair_embeddings[:, 1])
+        names = ("user_token_id", "item_token_id")
+        for name, (projection, embedding) in zip(names, projected, strict=True):
+            token = getattr(self.config, name)
+            if token is None:
+                raise ValueError(f"`config.{name}` is not set: set it to the id of the placeholder token.")
+            position = input_ids == token  # [B, T]
+            if not torch.compiler.is_compiling():
+                self._check_placeholders(position, token, name.split("_")[0])
+            vector = projection(embedding.to(projection.weight.dtype))[:, None]  # [B, 1, H]
+            inputs_embeds = torch.where(position[..., None], vector.to(inputs_embeds.dtype), inputs_embeds)
+        return inputs_embeds
+
+    @staticmethod
+    def _check_placeholders(position: torch.Tensor, token: int, name: str) -> None:
+        counts = position.sum(dim=-1)
+        if (counts != 1).any():
+            row = (counts != 1).nonzero()[0].item()
+            raise ValueError(
+                f"Expected exactly one {name} placeholder (token {token}) in each prompt, but row {row} has "
+                f"{counts[row].item()}. Build prompts with the checkpoint's processor."
+            )
+
+
+class GaVaMoEForCausalLM(GaVaMoEPreTrainedModel, LlamaForCausalLM):
+    """
+    GaVaMoE with a language-modelling head: explains user-item pairs and predicts their ratings.
+
+    Example:
+
+    ```python
+    >>> from transformers import AutoModel, AutoProcessor
+
+    >>> model = AutoModel.from_pretrained("outputs/quickstart", trust_remote_code=True)
+    >>> processor = AutoProcessor.from_pretrained("outputs/quickstart", trust_remote_code=True)
+    >>> tokens = model.generate(user_id=3, item_id=5, max_new_tokens=30)
+    >>> processor.batch_decode(tokens, skip_special_tokens=True)
+    ```"""
+
+    def __init__(self, config: GaVaMoEConfig):
+        super(LlamaForCausalLM, self).__init__(config)
+        self.model = GaVaMoEModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @property
+    def rating_model(self) -> GaVaMoERatingModel:
+        """The VAE-GMM that predicts ratings and chooses gates."""
+        return self.model.rating_model
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        output_router_logits: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        user_id: torch.LongTensor | None = None,
+        item_id: torch.LongTensor | None = None,
+        rating: torch.Tensor | None = None,
+        gate_index: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> GaVaMoECausalLMOutputWithPast:
+        """
+        Arguments of [`~transformers.LlamaForCausalLM`] and of [`GaVaMoEModel`].
+
+        Returns:
+            [`GaVaMoECausalLMOutputWithPast`]
+        """
+        if output_router_logits is None:
+            output_router_logits = self.config.output_router_logits
+        return_dict = kwargs.pop("return_dict", None)
+        outputs: GaVaMoEModelOutputWithPast = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_router_logits=output_router_logits,
+            user_id=user_id,
+            item_id=item_id,
+            rating=rating,
+            gate_index=gate_index,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        aux_loss = None
+        if output_router_logits and outputs.router_logits:
+            aux_loss = load_balancing_loss_func(
+                outputs.router_logits, self.config.num_experts, self.config.num_experts_per_tok, attention_mask
+            )
+        loss = nll_loss = None
+        if labels is not None:
+            nll_loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = nll_loss
+            if aux_loss is not None:
+                loss = loss + self.config.router_aux_loss_coef * aux_loss.to(loss.device)
+            if outputs.elbo_loss is not None:
+                loss = self.config.alpha * outputs.elbo_loss.to(loss.device) + (1 - self.config.alpha) * loss
+        fields = {key: value for key, value in outputs.items() if key != "last_hidden_state"}
+        output = GaVaMoECausalLMOutputWithPast(
+            loss=loss, nll_loss=nll_loss, aux_loss=aux_loss, logits=logits, **fields
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, **kwargs) -> dict[str, Any]:
+        model_inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        # The placeholders are in the prompt, whose keys and values are cached after the first step
+        if kwargs.get("use_cache", True) and not kwargs.get("is_first_iteration", False):
+            model_inputs.pop("user_id", None)
+            model_inputs.pop("item_id", None)
+        return model_inputs
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.LongTensor | None = None,
+        *args,
+        user_id: int | Sequence[int] | torch.LongTensor | None = None,
+        item_id: int | Sequence[int] | torch.LongTensor | None = None,
+        negative_input_ids: torch.LongTensor | None = None,
+        negative_attention_mask: torch.LongTensor | None = None,
+        **kwargs,
+    ):
+        """
+        [`~transformers.GenerationMixin.generate`] for user-item pairs. Each sequence takes the gate of its own pair,
+        chosen once for the whole generation.
+
+        Args:
+            inputs (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Prompts, as `input_ids` too; each holds one user and one item placeholder. Without prompts, the
+                checkpoint's stored prompt is used, its sentiment from the predicted rating.
+            user_id (`int`, `Sequence[int]` or `torch.LongTensor` of shape `(batch_size,)`):
+                User indices, -1 for the population. One index is used for every item given.
+            item_id (`int`, `Sequence[int]` or `torch.LongTensor` of shape `(batch_size,)`): Item indices, likewise.
+            negative_input_ids (`torch.LongTensor`, *optional*):
+                What the processor adds where a rating is not known: for rows whose predicted rating is negative these
+                prompts take the place of `input_ids`. Rows filled with -1 keep `input_ids`.
+            negative_attention_mask (`torch.LongTensor`, *optional*): The mask of `negative_input_ids`.
+            kwargs: everything that `generate` takes.
+
+        Returns:
+            What `generate` returns: prompts with their continuations.
+
+        Raises:
+            `ValueError`: for missing or unfit ids or prompts; `IndexError`: for an id outside the tables.
+        """
+        if user_id is None and item_id is None:
+            return super().generate(inputs, *args, **kwargs)
+        user_id, item_id = self._pair_tensors(user_id, item_id)
+        input_ids = kwargs.pop("input_ids", inputs)
+        attention_mask = kwargs.pop("attention_mask", None)
+        if input_ids is None and kwargs.get("inputs_embeds") is None:
+            input_ids, attention_mask, negative_input_ids, negative_attention_mask = self._stored_prompts(len(user_id))
+        if negative_input_ids is not None:
+            negative = self.predict_rating(user_id, item_id) < self.config.positive_rating_threshold
+            negative = negative[:, None] & (negative_input_ids[:, -1:] >= 0)
+            input_ids = torch.where(negative, negative_input_ids, input_ids)
+            attention_mask = torch.where(negative, negative_attention_mask, attention_mask)
+        prompt = input_ids if input_ids is not None else kwargs["inputs_embeds"]
+        if len(prompt) != len(user_id):
+            raise ValueError(
+                f"Expected one pair for each prompt, but got {len(user_id)} pair(s) and {len(prompt)} prompt(s)."
+            )
+        if input_ids is not None:
+            kwargs["input_ids"] = input_ids
+        if attention_mask is not None:
+            kwargs["attention_mask"] = attention_mask
+        if self.config.num_local_experts > 0:
+            kwargs["gate_index"] = self.gate_index(user_id, item_id)
+        return super().generate(None, *args, user_id=user_id, item_id=item_id, **kwargs)
+
+    def _pair_tensors(self, user_id: Any, item_id: Any) -> tuple[torch.LongTensor, torch.LongTensor]:
+        """Ids given as ints, lists or tensors, as index tensors of one length on the model's device, checked."""
+        tensors = []
+        for name, ids in (("user_id", user_id), ("item_id", item_id)):
+            if ids is None:
+                raise ValueError(f"Expected `user_id` and `item_id`, but `{name}` is missing.")
+            ids = torch.as_tensor(ids, device=self.device)
+            if ids.dtype == torch.bool or ids.is_floating_point() or ids.ndim > 1 or ids.numel() == 0:
+                raise ValueError(
+                    f"Expected `{name}` as an int, a list of ints or an integer tensor of shape (batch_size,), but got "
+                    f"{ids.dtype} of shape {tuple(ids.shape)}. Raw ids are looked up by the checkpoint's processor."
+                )
+            tensors.append(ids.long().reshape(-1))
+        user_id, item_id = tensors
+        if len(user_id) != len(item_id) and 1 not in (len(user_id), len(item_id)):
+            raise ValueError(
+                f"Expected as many users as items, or one for all, but got {len(user_id)} and {len(item_id)}."
+            )
+        user_id, item_id = torch.broadcast_tensors(user_id, item_id)
+        self.rating_model.check_ids(user_id, item_id)
+        return user_id.contiguous(), item_id.contiguous()
+
+    def _stored_prompts(self, batch_size: int) -> tuple[torch.LongTensor, ...]:
+        """The stored positive and negative prompts, left-padded to one length, each followed by its mask."""
+        if self.config.stored_prompts is None:
+            raise ValueError(
+                "This checkpoint stores no prompt: pass `input_ids` from its processor, or set "
+                "`config.stored_prompts = processor.stored_prompts()`."
+            )
+        prompts = [self.config.stored_prompts[sentiment] for sentiment in ("positive", "negative")]
+        length = max(map(len, prompts))
+        padding = self.config.pad_token_id if self.config.pad_token_id is not None else 0
+        tensors = []
+        for prompt in prompts:
+            pad = length - len(prompt)
+            for row in ([padding] * pad + list(prompt), [0] * pad + [1] * len(prompt)):
+                tensors.append(torch.tensor(row, device=self.device).expand(batch_size, -1))
+        return tuple(tensors)
+
+    @torch.no_grad()
+    def predict_rating(self, user_id: Any, item_id: Any) -> torch.FloatTensor:
+        """
+        Expected ratings on the rating scale, without dropout or sampling whatever the mode.
+
+        Args:
+            user_id (`int`, `Sequence[int]` or `torch.LongTensor` of shape `(batch_size,)`): User indices, -1 for the
+                population. One index is used for every item given.
+            item_id (`int`, `Sequence[int]` or `torch.LongTensor` of shape `(batch_size,)`): Item indices, likewise.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size,)`.
+        """
+        return self.rating_model.predict(*self._pair_tensors(user_id, item_id)).predicted_rating
+
+    @torch.no_grad()
+    def cluster_posterior(self, user_id: Any, item_id: Any) -> torch.FloatTensor:
+        """p(c | pair) (eq. 8) at z = mu, `(batch_size, num_clusters)`; arguments as for [`~predict_rating`]."""
+        return self.rating_model.predict(*self._pair_tensors(user_id, item_id)).cluster_posterior
+
+    @torch.no_grad()
+    def gate_index(self, user_id: Any, item_id: Any) -> torch.LongTensor:
+        """The gate of each pair (eq. 9), `(batch_size,)`; arguments as for [`~predict_rating`]."""
+        pair_embeddings = self.rating_model.embed(*self._pair_tensors(user_id, item_id))
+        return self.rating_model.route(pair_embeddings)[0]
+
+    @torch.no_grad()
+    def routing_report(
+        self,
+        user_id: Any,
+        item_id: Any,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+    ) -> GaVaMoERoutingReport:
+        """
+        Which cluster, gate and experts pairs use, layer by layer, over a prompt.
+
+        Args:
+            user_id (`int`, `Sequence[int]` or `torch.LongTensor` of shape `(batch_size,)`): User indices.
+            item_id (`int`, `Sequence[int]` or `torch.LongTensor` of shape `(batch_size,)`): Item indices.
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*, defaults to the stored
+                prompt of a positive experience): Prompts, with or without explanations.
+            attention_mask (`torch.LongTensor`, *optional*): Mask of `input_ids`.
+
+        Returns:
+            [`GaVaMoERoutingReport`]
+        """
+        user_id, item_id = self._pair_tensors(user_id, item_id)
+        predicted = self.rating_model.predict(user_id, item_id)
+        report = GaVaMoERoutingReport(
+            gate_index=predicted.cluster_posterior.argmax(dim=-1),
+            cluster_posterior=predicted.cluster_posterior,
+            predicted_rating=predicted.predicted_rating,
+        )
+        if self.config.num_local_experts == 0:
+            return report
+        if input_ids is None:
+            input_ids, attention_mask, _, _ = self._stored_prompts(len(user_id))
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            user_id=user_id,
+            item_id=item_id,
+            gate_index=report.gate_index,
+            output_router_logits=True,
+            use_cache=False,
+        )
+        shares = []
+        for logits in outputs.router_logits:
+            chosen = logits.view(*input_ids.shape, -1).topk(self.config.num_experts_per_tok, dim=-1).indices
+            counts = F.one_hot(chosen, self.config.num_experts).sum(dim=2) * attention_mask[..., None]  # [B, T, X]
+            shares.append(counts.sum(dim=1) / counts.sum(dim=(1, 2))[:, None])
+        report.expert_share = torch.stack(shares, dim=1)
+        return report
+
+    def explain(
+        self,
+        processor: Any,
+        user: str | Sequence[str],
+        item: str | Sequence[str],
+        rating: float | Sequence[float | None] | None = None,
+        features: Sequence[str] | Sequence[Sequence[str] | None] | None = None,
+        **generate_kwargs,
+    ) -> list[GaVaMoEExplanation]:
+        """
+        Explanations of pairs named by their raw ids.
+
+        Args:
+            processor ([`GaVaMoEProcessor`]): The checkpoint's processor.
+            user (`str` or `Sequence[str]`): Raw user ids.
+            item (`str` or `Sequence[str]`): Raw item ids.
+            rating (`float` or `Sequence[float | None]`, *optional*, defaults to the predicted rating):
+                Ratings whose sentiment the prompt states.
+            features (`Sequence[str]`, or one sequence for each pair, *optional*, defaults to what the item is known by):
+                Features for the prompt to name.
+            generate_kwargs: everything that `generate` takes.
+
+        Returns:
+            `list[GaVaMoEExplanation]`: one for each pair, in order.
+        """
+        batch = processor(user=user, item=item, rating=rating, features=features).to(self.device)
+        tokens = self.generate(**batch, **{"return_dict_in_generate": False, **generate_kwargs})
+        texts = processor.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        predicted = self.rating_model.predict(batch["user_id"], batch["item_id"])
+        pairs = processor.normalize_pairs(user=user, item=item, rating=rating, features=features)
+        repeats = len(texts) // len(pairs)
+        explanations = []
+        for row, pair in enumerate(pairs):
+            predicted_rating = predicted.predicted_rating[row].item()
+            posterior = predicted.cluster_posterior[row].tolist()
+            for text in texts[row * repeats : (row + 1) * repeats]:
+                explanations.append(
+                    GaVaMoEExplanation(
+                        user=pair.user,
+                        item=pair.item,
+                        explanation=text.strip(),
+                        rating=predicted_rating if pair.rating is None else pair.rating,
+                        predicted_rating=predicted_rating,
+                        features=pair.features,
+                        cluster=max(range(len(posterior)), key=posterior.__getitem__),
+                        cluster_posterior=posterior,
+                    )
+                )
+        return explanations
+
+    def save_pretrained(self, save_directory: Any, *args, **kwargs) -> None:
+        """[`~transformers.PreTrainedModel.save_pretrained`], with the code files and an `auto_map` that makes
+        `AutoModel` load this class as well as `AutoModelForCausalLM`."""
+        reference = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
+        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), "AutoModel": reference}
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+GaVaMoEForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+
+__all__ = [
+    "GaVaMoECausalLMOutputWithPast",
+    "GaVaMoEExplanation",
+    "GaVaMoEForCausalLM",
+    "GaVaMoEModel",
+    "GaVaMoEModelOutputWithPast",
+    "GaVaMoEPreTrainedModel",
+    "GaVaMoERoutingReport",
+]
