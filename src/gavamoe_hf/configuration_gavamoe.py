@@ -7,7 +7,6 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig
 
-
 # Raised when the layout of a saved checkpoint changes in a way that an older package cannot read.
 FORMAT_VERSION = 1
 
@@ -37,9 +36,9 @@ class GaVaMoEConfig(LlamaConfig):
             Feed-forward width of the pair encoder. Paper: not reported.
         vae_decoder_hidden_size (`int`, *optional*, defaults to 256):
             Hidden width of the two-layer rating decoder (eq. 3). Paper: not reported.
-        vae_dropout (`float`, *optional*, defaults to 0.1):
+        vae_dropout (`float`, *optional*, defaults to 0.2):
             Dropout probability inside the rating model while it trains. Paper: not reported.
-        vae_id_dropout (`float`, *optional*, defaults to 0.1):
+        vae_id_dropout (`float`, *optional*, defaults to 0.2):
             Probability with which, while it trains, a user (and, independently, an item) is replaced by the
             population embedding, which is how the population learns to stand for ids never seen. Paper: not used.
         latent_size (`int`, *optional*, defaults to 128):
@@ -125,8 +124,8 @@ class GaVaMoEConfig(LlamaConfig):
     vae_num_heads: int = 8
     vae_intermediate_size: int = 1536
     vae_decoder_hidden_size: int = 256
-    vae_dropout: float | int = 0.1
-    vae_id_dropout: float | int = 0.1
+    vae_dropout: float | int = 0.2
+    vae_id_dropout: float | int = 0.2
     latent_size: int = 128
     num_clusters: int = 3
     rating_likelihood: str = "categorical"
@@ -168,7 +167,14 @@ class GaVaMoEConfig(LlamaConfig):
         self._validate_prompt()
 
     def _validate_rating_model(self) -> None:
-        for name in ("num_users", "num_items", "num_clusters", "latent_size", "vae_embedding_size", "vae_num_layers"):
+        for name in (
+            "num_users",
+            "num_items",
+            "num_clusters",
+            "latent_size",
+            "vae_embedding_size",
+            "vae_num_layers",
+        ):
             _require(getattr(self, name) >= 1, f"`{name}` must be at least 1, got {getattr(self, name)}.")
         _require(
             self.vae_num_heads >= 1 and self.vae_embedding_size % self.vae_num_heads == 0,

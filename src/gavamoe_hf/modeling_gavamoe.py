@@ -16,7 +16,6 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
 from transformers.integrations import use_experts_implementation
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.llama.modeling_llama import (
@@ -185,7 +184,9 @@ class GaVaMoEMultiGateRouter(nn.Module):
         super().__init__()
         self.top_k = config.num_experts_per_tok
         self.norm_topk_prob = config.norm_topk_prob
-        self.weight = nn.Parameter(torch.empty(config.num_clusters, config.num_local_experts, config.hidden_size))
+        self.weight = nn.Parameter(
+            torch.empty(config.num_clusters, config.num_local_experts, config.hidden_size)
+        )
 
     def forward(
         self, hidden_states: torch.Tensor, gate_index: torch.LongTensor
@@ -374,7 +375,10 @@ class GaVaMoEModel(GaVaMoEPreTrainedModel, LlamaModel):
         self, input_ids: torch.LongTensor, inputs_embeds: torch.Tensor, pair_embeddings: torch.Tensor
     ) -> torch.Tensor:
         """Puts the projected user and item embeddings at their placeholder tokens, wherever they stand in each row."""
-        projected = (self.user_projection, pair_embeddings[:, 0]), (self.item_projection, pair_embeddings[:, 1])
+        projected = (
+            (self.user_projection, pair_embeddings[:, 0]),
+            (self.item_projection, pair_embeddings[:, 1]),
+        )
         names = ("user_token_id", "item_token_id")
         for name, (projection, embedding) in zip(names, projected, strict=True):
             token = getattr(self.config, name)
@@ -469,11 +473,16 @@ class GaVaMoEForCausalLM(GaVaMoEPreTrainedModel, LlamaForCausalLM):
         aux_loss = None
         if output_router_logits and outputs.router_logits:
             aux_loss = load_balancing_loss_func(
-                outputs.router_logits, self.config.num_experts, self.config.num_experts_per_tok, attention_mask
+                outputs.router_logits,
+                self.config.num_experts,
+                self.config.num_experts_per_tok,
+                attention_mask,
             )
         loss = nll_loss = None
         if labels is not None:
-            nll_loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            nll_loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
             loss = nll_loss
             if aux_loss is not None:
                 loss = loss + self.config.router_aux_loss_coef * aux_loss.to(loss.device)
@@ -533,7 +542,9 @@ class GaVaMoEForCausalLM(GaVaMoEPreTrainedModel, LlamaForCausalLM):
         input_ids = kwargs.pop("input_ids", inputs)
         attention_mask = kwargs.pop("attention_mask", None)
         if input_ids is None and kwargs.get("inputs_embeds") is None:
-            input_ids, attention_mask, negative_input_ids, negative_attention_mask = self._stored_prompts(len(user_id))
+            input_ids, attention_mask, negative_input_ids, negative_attention_mask = self._stored_prompts(
+                len(user_id)
+            )
         if negative_input_ids is not None:
             negative = self.predict_rating(user_id, item_id) < self.config.positive_rating_threshold
             negative = negative[:, None] & (negative_input_ids[:, -1:] >= 0)
@@ -663,7 +674,9 @@ class GaVaMoEForCausalLM(GaVaMoEPreTrainedModel, LlamaForCausalLM):
         shares = []
         for logits in outputs.router_logits:
             chosen = logits.view(*input_ids.shape, -1).topk(self.config.num_experts_per_tok, dim=-1).indices
-            counts = F.one_hot(chosen, self.config.num_experts).sum(dim=2) * attention_mask[..., None]  # [B, T, X]
+            counts = (
+                F.one_hot(chosen, self.config.num_experts).sum(dim=2) * attention_mask[..., None]
+            )  # [B, T, X]
             shares.append(counts.sum(dim=1) / counts.sum(dim=(1, 2))[:, None])
         report.expert_share = torch.stack(shares, dim=1)
         return report

@@ -16,12 +16,15 @@ from transformers.utils import ModelOutput
 
 from .configuration_gavamoe import GaVaMoEConfig
 
-
 # The index that stands for "a user (or item) that the model does not know": the population embedding.
 POPULATION_ID = -1
 
 # Log variances are kept in this range so that neither exp() nor its inverse overflows in float32.
 _MIN_LOG_VARIANCE, _MAX_LOG_VARIANCE = -12.0, 8.0
+
+# Embeddings start small and grow with what the ratings teach. With the usual epsilon, a LayerNorm would scale the
+# random start up to unit variance and give every user a code to memorise; with this one, small stays small.
+_NORM_EPS = 1.0
 
 
 @dataclass
@@ -36,6 +39,8 @@ class GaVaMoERatingOutput(ModelOutput):
             Mean of -log p(rating | z), in nats.
         kl_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
             Mean of KL(q(z, c | pair) || p(z, c)), in nats.
+        cluster_loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `cluster_target` is given):
+            Mean cross-entropy of p(c | z) against the target, in nats; not part of `loss`.
         rating_logits (`torch.FloatTensor` of shape `(batch_size, num_levels)`, or `(batch_size, 1)` for bernoulli):
             Scores of the rating levels.
         predicted_rating (`torch.FloatTensor` of shape `(batch_size,)`):
@@ -49,6 +54,7 @@ class GaVaMoERatingOutput(ModelOutput):
     loss: torch.FloatTensor | None = None
     reconstruction_loss: torch.FloatTensor | None = None
     kl_loss: torch.FloatTensor | None = None
+    cluster_loss: torch.FloatTensor | None = None
     rating_logits: torch.FloatTensor | None = None
     predicted_rating: torch.FloatTensor | None = None
     cluster_posterior: torch.FloatTensor | None = None
@@ -66,10 +72,10 @@ class GaVaMoEPairEncoderLayer(nn.Module):
         super().__init__()
         self.num_heads = config.vae_num_heads
         size = config.vae_embedding_size
-        self.attention_norm = nn.LayerNorm(size)
+        self.attention_norm = nn.LayerNorm(size, eps=_NORM_EPS)
         self.query_key_value = nn.Linear(size, 3 * size)
         self.attention_output = nn.Linear(size, size)
-        self.feed_forward_norm = nn.LayerNorm(size)
+        self.feed_forward_norm = nn.LayerNorm(size, eps=_NORM_EPS)
         self.feed_forward_up = nn.Linear(size, config.vae_intermediate_size)
         self.feed_forward_down = nn.Linear(config.vae_intermediate_size, size)
 
@@ -154,9 +160,8 @@ class GaVaMoERatingModel(PreTrainedModel):
         self.population_user = nn.Parameter(torch.zeros(size))
         self.population_item = nn.Parameter(torch.zeros(size))
         self.layers = nn.ModuleList(GaVaMoEPairEncoderLayer(config) for _ in range(config.vae_num_layers))
-        self.norm = nn.LayerNorm(size)
-        self.mean_head = nn.Linear(2 * size, config.latent_size)
-        self.log_variance_head = nn.Linear(2 * size, config.latent_size)
+        self.mean_head = nn.Linear(3 * size, config.latent_size)
+        self.log_variance_head = nn.Linear(3 * size, config.latent_size)
         num_outputs = len(config.rating_levels) if config.rating_likelihood == "categorical" else 1
         self.decoder_hidden = nn.Linear(config.latent_size, config.vae_decoder_hidden_size)
         self.decoder_output = nn.Linear(config.vae_decoder_hidden_size, num_outputs)
@@ -191,7 +196,9 @@ class GaVaMoERatingModel(PreTrainedModel):
         item = torch.where(item_id[:, None] < 0, self.population_item, item)
         return torch.stack([user, item], dim=1)
 
-    def encode(self, pair_embeddings: torch.Tensor, dropout: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(
+        self, pair_embeddings: torch.Tensor, dropout: float = 0.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         q(z | pair) (eq. 1).
 
@@ -205,7 +212,10 @@ class GaVaMoERatingModel(PreTrainedModel):
         hidden_states = F.dropout(pair_embeddings, dropout, training=dropout > 0)
         for layer in self.layers:
             hidden_states = layer(hidden_states, dropout)
-        hidden_states = self.norm(hidden_states).flatten(1)  # [B, 2E]
+        user, item = hidden_states.unbind(dim=1)
+        # The product makes who-likes-what linear in the heads; scaled, since it is tiny while embeddings are small
+        product = user * item * math.sqrt(user.shape[-1])
+        hidden_states = torch.cat([user, item, product], dim=-1)  # [B, 3E]
         log_variance = self.log_variance_head(hidden_states).clamp(_MIN_LOG_VARIANCE, _MAX_LOG_VARIANCE)
         return self.mean_head(hidden_states), log_variance
 
@@ -216,7 +226,9 @@ class GaVaMoERatingModel(PreTrainedModel):
 
     def expected_rating(self, rating_logits: torch.Tensor) -> torch.Tensor:
         """Expected rating `(batch_size,)` on the rating scale."""
-        levels = torch.tensor(self.config.rating_levels, device=rating_logits.device, dtype=rating_logits.dtype)
+        levels = torch.tensor(
+            self.config.rating_levels, device=rating_logits.device, dtype=rating_logits.dtype
+        )
         if self.config.rating_likelihood == "categorical":
             return rating_logits.softmax(dim=-1) @ levels
         return levels[0] + rating_logits.sigmoid().squeeze(-1) * (levels[-1] - levels[0])
@@ -263,6 +275,7 @@ class GaVaMoERatingModel(PreTrainedModel):
         pair_embeddings: torch.Tensor | None = None,
         sample_latent: bool | None = None,
         beta: float | None = None,
+        cluster_target: torch.Tensor | None = None,
         **kwargs,
     ) -> GaVaMoERatingOutput:
         """
@@ -276,6 +289,8 @@ class GaVaMoERatingModel(PreTrainedModel):
             sample_latent (`bool`, *optional*, defaults to the training mode):
                 Whether z is sampled (eq. 2) rather than set to mu.
             beta (`float`, *optional*, defaults to `config.beta`): Weight of the KL term.
+            cluster_target (`torch.Tensor` of shape `(batch_size, num_clusters)`, *optional*):
+                Cluster probabilities of the pairs' users; `cluster_loss` is computed when given.
 
         Returns:
             [`GaVaMoERatingOutput`]
@@ -295,7 +310,9 @@ class GaVaMoERatingModel(PreTrainedModel):
                 latent = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
             logits = self.decode(latent, dropout)
             log_posterior = self.mixture.log_posterior(latent)
-            loss = reconstruction_loss = kl_loss = None
+            loss = reconstruction_loss = kl_loss = cluster_loss = None
+            if cluster_target is not None:
+                cluster_loss = -(cluster_target * log_posterior).sum(dim=-1).mean()
             if rating is not None:
                 reconstruction_loss = self.reconstruction_loss(logits, rating).mean()
                 kl_loss = self.mixture.kl_divergence(log_posterior, mean, log_variance).mean()
@@ -305,6 +322,7 @@ class GaVaMoERatingModel(PreTrainedModel):
             loss=loss,
             reconstruction_loss=reconstruction_loss,
             kl_loss=kl_loss,
+            cluster_loss=cluster_loss,
             rating_logits=logits,
             predicted_rating=predicted_rating,
             cluster_posterior=log_posterior.exp(),

@@ -91,7 +91,7 @@ def clean_table(records: RawRecords, names: Mapping[str, str], rating_levels: Se
         DataError: Rows have a bad value: the message names the first few and counts them all.
     """
     feature = names.get("feature")
-    columns = {
+    columns: dict[str, Any] = {
         "user": _clean_ids(records, names["user"]),
         "item": _clean_ids(records, names["item"]),
         "rating": _clean_ratings(records, names["rating"], rating_levels),
@@ -225,7 +225,7 @@ def _clean_features(records: RawRecords, name: str) -> list[list[str]]:
     if bad:
         expected = 'a word, a list of words such as ["sound", "price"], or nothing'
         raise _row_error(records, name, values, bad, expected, "Correct these rows or empty them.")
-    return features
+    return [words for words in features if words is not None]
 
 
 def _feature_words(value: Any) -> list[str] | None:

@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import pyarrow.parquet
 
-from .errors import DataError, show_names, show_rows
+from .errors import DataError, show_names, show_rows, show_value
 from .splits import SPLITS
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -170,8 +170,8 @@ def _read_splits(source: Mapping[str, Any], where: str, wanted: Collection[str])
 def _read_dataset(source: Any, where: str, wanted: Collection[str]) -> RawRecords:
     if not isinstance(source, datasets.Dataset):
         raise DataError(
-            f"{where}: expected a Dataset, but got a {type(source).__name__}. Make it one first: an "
-            "IterableDataset with Dataset.from_generator, a list of records with Dataset.from_list."
+            f"{where}: expected a Dataset, but got a value of type {type(source).__name__}. Make it one "
+            "first: an IterableDataset with Dataset.from_generator, a list of records with Dataset.from_list."
         )
     present = [name for name in source.column_names if name in wanted]
     columns: dict[str, list[Any]] = {}
@@ -254,7 +254,7 @@ def _read_json(path: Path, wanted: Collection[str]) -> RawRecords:
     bad: list[tuple[int, str]] = []
     for number, row in rows:
         if not isinstance(row, dict):
-            bad.append((number, row.problem if isinstance(row, _Broken) else f"a {type(row).__name__}"))
+            bad.append((number, row.problem if isinstance(row, _Broken) else show_value(row)))
             continue
         if row.keys() != last_keys:
             last_keys = row.keys()

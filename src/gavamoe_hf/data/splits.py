@@ -39,8 +39,14 @@ def random_split(
             validation and a test split that are not empty; or `fractions` or `seed` is not valid.
     """
     if not isinstance(dataset, Dataset):
-        hint = " Did you mean dataset['train']?" if isinstance(dataset, DatasetDict) else ""
-        raise DataError(f"random_split: expected a Dataset, but got a {type(dataset).__name__}.{hint}")
+        hint = (
+            " Did you mean dataset['train']?"
+            if isinstance(dataset, DatasetDict)
+            else " Make it a Dataset first."
+        )
+        raise DataError(
+            f"random_split: expected a Dataset, but got a value of type {type(dataset).__name__}.{hint}"
+        )
     missing = [name for name in ("user", "item") if name not in dataset.column_names]
     if missing:
         raise DataError(

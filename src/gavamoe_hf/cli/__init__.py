@@ -1,0 +1,1 @@
+"""The `gavamoe` command."""

@@ -1,0 +1,50 @@
+"""Entry point of the `gavamoe` command: one module for each subcommand, imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = {
+    "train": "train both stages on a data set and leave a checkpoint that explains",
+    "explain": "explain a pair with a checkpoint",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """
+    Runs `gavamoe COMMAND ...`.
+
+    Args:
+        argv (`list[str]`, *optional*, defaults to the process's arguments): Command and options.
+
+    Returns:
+        `int`: exit status: 0, 1 where the input was at fault (the message is on standard error), 2 for wrong usage.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        _print_usage(sys.stdout)
+        return 0 if argv else 2
+    command, options = argv[0], argv[1:]
+    if command == "--version":
+        from ..version import __version__
+
+        sys.stdout.write(f"gavamoe-hf {__version__}\n")
+        return 0
+    if command not in COMMANDS:
+        sys.stderr.write(f"gavamoe: expected a command among {', '.join(COMMANDS)}, but got {command!r}\n")
+        return 2
+    run = importlib.import_module(f".{command}", __package__).run
+    try:
+        run(options)
+    except (ValueError, LookupError, OSError, ImportError) as error:
+        sys.stderr.write(f"gavamoe {command}: {type(error).__name__}: {error}\n")
+        return 1
+    return 0
+
+
+def _print_usage(stream) -> None:
+    stream.write("usage: gavamoe COMMAND [options]\n\ncommands:\n")
+    for name, text in COMMANDS.items():
+        stream.write(f"  {name:10}{text}\n")
+    stream.write("\n`gavamoe COMMAND --help` lists a command's options.\n")

@@ -1,0 +1,81 @@
+"""Loads checkpoints with this package's own code, and says what is wrong with one that cannot be loaded."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+from .modeling_gavamoe import GaVaMoEForCausalLM
+from .processing_gavamoe import GaVaMoEProcessor
+
+_NEEDED_FILES = ("config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json")
+
+
+def load_checkpoint(path_or_id: str, **kwargs) -> tuple[GaVaMoEForCausalLM, GaVaMoEProcessor]:
+    """
+    Model (in evaluation mode) and processor of a checkpoint.
+
+    Args:
+        path_or_id (`str`): A folder, or a Hub id.
+        kwargs: passed to `from_pretrained` of both (`revision`, `token`, ...).
+
+    Raises:
+        `FileNotFoundError`: for a folder that lacks a file, naming it; `ValueError`: for one with a truncated file.
+    """
+    folder = Path(path_or_id)
+    if folder.is_dir():
+        check_checkpoint(folder)
+    elif folder.exists() or str(path_or_id).startswith(("/", ".", "~")):
+        raise FileNotFoundError(
+            f"Expected a checkpoint folder or a Hub id, but there is no folder {path_or_id}."
+        )
+    model = GaVaMoEForCausalLM.from_pretrained(path_or_id, **kwargs).eval()
+    return model, GaVaMoEProcessor.from_pretrained(path_or_id, **kwargs)
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Raises where a checkpoint folder lacks a file or has a truncated one, naming it."""
+    for name in _NEEDED_FILES:
+        _require_file(folder / name)
+        if name.endswith(".json"):
+            try:
+                json.loads((folder / name).read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(
+                    f"{folder / name} is not valid JSON: truncated? ({error}) Save it again."
+                ) from error
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        shards = ["model.safetensors"]
+    for shard in shards:
+        _require_file(folder / shard)
+        _check_safetensors(folder / shard)
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"The checkpoint {path.parent} lacks {path.name}. Save it again with `save_pretrained` of model and "
+            "processor, or download it whole."
+        )
+
+
+def _check_safetensors(path: Path) -> None:
+    """Compares the file's size with what its header announces, without reading the weights."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        header = file.read(length) if 0 < length <= size - 8 else b""
+    try:
+        tensors = json.loads(header)
+        end = max(entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__")
+    except ValueError as error:
+        raise ValueError(f"{path} has no readable header: truncated? Save or download it again.") from error
+    if size != 8 + length + end:
+        raise ValueError(
+            f"{path} is truncated: expected {8 + length + end} bytes, but found {size}. Save or download it again."
+        )

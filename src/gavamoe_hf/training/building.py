@@ -1,0 +1,219 @@
+"""Builds processor and model for a set of records: from a base model, or from scratch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from ..configuration_gavamoe import GaVaMoEConfig
+from ..modeling_gavamoe import GaVaMoEForCausalLM
+from ..processing_gavamoe import PROMPT_TEMPLATE, SYSTEM_PROMPT, GaVaMoEProcessor
+from ..upcycling import upcycle_llama
+from .tokenizer import train_tokenizer
+
+Ablation = Literal["none", "no_multi_gating", "no_fine_grained_experts", "base"]
+
+# Features kept for each item, most frequent first.
+_FEATURES_PER_ITEM = 8
+
+
+@dataclass
+class ModelArguments:
+    """
+    What model is trained. Sizes of the language model apply to models from scratch; those of the rating model default
+    to the paper's (768, 128) with a base model and to small ones from scratch.
+    """
+
+    base_model: str | None = field(
+        default=None, metadata={"help": "Path or Hub id of a pretrained Llama. From scratch if not given."}
+    )
+    expert_init: str = field(
+        default="residual",
+        metadata={
+            "help": "How a base model's feed-forward layers become experts.",
+            "choices": ["residual", "random"],
+        },
+    )
+    ablation: str = field(
+        default="none",
+        metadata={
+            "help": "Part of the method that is left out (figure 3): no_multi_gating (one gate), "
+            "no_fine_grained_experts (experts merged, total and active parameters equal), base (plain Llama).",
+            "choices": ["none", "no_multi_gating", "no_fine_grained_experts", "base"],
+        },
+    )
+    num_clusters: int = field(default=3, metadata={"help": "Clusters and gates K. Paper: 3."})
+    num_experts: int = field(default=12, metadata={"help": "Experts of each layer. Paper: 12."})
+    num_experts_per_tok: int = field(default=2, metadata={"help": "Experts that each token uses. Paper: 2."})
+    moe_intermediate_size: int = field(default=128, metadata={"help": "Width of one expert. Paper: 1280."})
+    norm_topk_prob: bool = field(
+        default=True, metadata={"help": "Rescale the weights of the chosen experts to sum to one. Paper: no."}
+    )
+    rating_likelihood: str = field(
+        default="categorical",
+        metadata={
+            "help": "Likelihood of ratings. Paper: bernoulli.",
+            "choices": ["categorical", "bernoulli"],
+        },
+    )
+    vae_embedding_size: int | None = field(
+        default=None,
+        metadata={"help": "Size of user and item embeddings; 64 from scratch, else the paper's 768."},
+    )
+    latent_size: int | None = field(
+        default=None, metadata={"help": "Size of the latent; 32 from scratch, else the paper's 128."}
+    )
+    vae_dropout: float = field(default=0.1, metadata={"help": "Dropout in the rating model."})
+    vae_id_dropout: float = field(
+        default=0.1, metadata={"help": "Share of ids replaced by the population while training."}
+    )
+    hidden_size: int = field(default=256, metadata={"help": "Width of a model from scratch."})
+    num_hidden_layers: int = field(default=4, metadata={"help": "Layers of a model from scratch."})
+    num_attention_heads: int = field(default=4, metadata={"help": "Attention heads of a model from scratch."})
+    vocab_size: int = field(
+        default=8000, metadata={"help": "Most tokens of a tokenizer trained from scratch."}
+    )
+    attention_dropout: float = field(default=0.0, metadata={"help": "Dropout of a model from scratch."})
+
+
+def build_processor(
+    train: Dataset, model_args: ModelArguments, rating_levels: Sequence[float] = (1, 2, 3, 4, 5)
+) -> GaVaMoEProcessor:
+    """
+    The processor of a run: the ids and features of the training records, and the tokenizer.
+
+    Args:
+        train ([`~datasets.Dataset`]): Training records.
+        model_args ([`ModelArguments`]): Says whether the tokenizer is the base model's or trained on the records.
+        rating_levels (`Sequence[float]`, *optional*): The values a rating can take.
+    """
+    users, items = sorted(set(train["user"])), sorted(set(train["item"]))
+    counts: dict[str, Counter[str]] = {item: Counter() for item in items}
+    for item, features in zip(train["item"], train["feature"], strict=True):
+        counts[item].update(features)
+    if model_args.base_model is None:
+        words = [" " + name for features in train["feature"] for name in features]
+        prompts = [SYSTEM_PROMPT, PROMPT_TEMPLATE, "positive negative"] * 2
+        tokenizer = train_tokenizer([*train["explanation"], *words, *prompts], model_args.vocab_size)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(model_args.base_model)
+        GaVaMoEProcessor.add_placeholder_tokens(tokenizer)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+    return GaVaMoEProcessor(
+        tokenizer,
+        users=users,
+        items=items,
+        item_features=[[name for name, _ in counts[item].most_common(_FEATURES_PER_ITEM)] for item in items],
+        positive_rating_threshold=(min(rating_levels) + max(rating_levels)) / 2,
+    )
+
+
+def build_model(
+    processor: GaVaMoEProcessor, model_args: ModelArguments, rating_levels: Sequence[float] = (1, 2, 3, 4, 5)
+) -> GaVaMoEForCausalLM:
+    """
+    The model of a run, its rating model untrained.
+
+    Args:
+        processor ([`GaVaMoEProcessor`]): From [`build_processor`].
+        model_args ([`ModelArguments`]): Sizes, base model and ablation.
+        rating_levels (`Sequence[float]`, *optional*): The values a rating can take.
+
+    Raises:
+        `ValueError`: for a base that is not a Llama, or sizes that do not fit together.
+    """
+    fields = {**_method_fields(processor, model_args, rating_levels), **_ablation_fields(model_args)}
+    tokenizer = processor.tokenizer
+    if model_args.base_model is None:
+        width = model_args.num_experts * model_args.moe_intermediate_size
+        config = GaVaMoEConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=model_args.hidden_size,
+            intermediate_size=width,
+            num_hidden_layers=model_args.num_hidden_layers,
+            num_attention_heads=model_args.num_attention_heads,
+            attention_dropout=model_args.attention_dropout,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            **fields,
+        )
+        model = GaVaMoEForCausalLM(config)
+    else:
+        base = AutoModelForCausalLM.from_pretrained(model_args.base_model)
+        model = upcycle_llama(base, len(tokenizer), model_args.expert_init, **fields)
+        model.config.pad_token_id = tokenizer.pad_token_id
+    set_generation_defaults(model, tokenizer)
+    return model
+
+
+def set_generation_defaults(model: GaVaMoEForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Ends explanations at the tokenizer's end-of-sequence token and never generates a placeholder."""
+    config = model.generation_config or GenerationConfig()
+    ends = config.eos_token_id
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    config.eos_token_id = sorted({*ends, tokenizer.eos_token_id})
+    config.pad_token_id = tokenizer.pad_token_id
+    config.bos_token_id = tokenizer.bos_token_id
+    config.suppress_tokens = [model.config.user_token_id, model.config.item_token_id]
+    config.max_new_tokens = 40
+    model.generation_config = config
+
+
+def _method_fields(
+    processor: GaVaMoEProcessor, model_args: ModelArguments, rating_levels: Sequence[float]
+) -> dict[str, Any]:
+    is_small = model_args.base_model is None
+    embedding_size = model_args.vae_embedding_size or (64 if is_small else 768)
+    return {
+        "num_users": len(processor.users),
+        "num_items": len(processor.items),
+        "vae_embedding_size": embedding_size,
+        "vae_num_heads": 4 if is_small else 8,
+        "vae_intermediate_size": 2 * embedding_size,
+        "vae_decoder_hidden_size": 64 if is_small else 256,
+        "vae_dropout": model_args.vae_dropout,
+        "vae_id_dropout": model_args.vae_id_dropout,
+        "latent_size": model_args.latent_size or (32 if is_small else 128),
+        "num_clusters": model_args.num_clusters,
+        "rating_likelihood": model_args.rating_likelihood,
+        "rating_levels": [float(level) for level in rating_levels],
+        "num_local_experts": model_args.num_experts,
+        "num_experts_per_tok": model_args.num_experts_per_tok,
+        "moe_intermediate_size": model_args.moe_intermediate_size,
+        "norm_topk_prob": model_args.norm_topk_prob,
+        "user_token_id": processor.user_token_id,
+        "item_token_id": processor.item_token_id,
+        "stored_prompts": processor.stored_prompts(),
+    }
+
+
+def _ablation_fields(model_args: ModelArguments) -> dict[str, Any]:
+    """What an ablation (figure 3) changes."""
+    if model_args.ablation == "no_multi_gating":
+        return {"num_clusters": 1}
+    if model_args.ablation == "no_fine_grained_experts":
+        merged = model_args.num_experts_per_tok
+        if model_args.num_experts % merged:
+            raise ValueError(
+                f"Expected `num_experts` ({model_args.num_experts}) to be a multiple of `num_experts_per_tok` "
+                f"({merged}), which is how many experts are merged into one."
+            )
+        return {
+            "num_local_experts": model_args.num_experts // merged,
+            "num_experts_per_tok": 1,
+            "moe_intermediate_size": model_args.moe_intermediate_size * merged,
+            # The weight of a single expert, rescaled, would always be 1 and teach its gate nothing
+            "norm_topk_prob": False,
+        }
+    if model_args.ablation == "base":
+        return {"num_local_experts": 0, "inject_pair_embeddings": False}
+    return {}

@@ -1,0 +1,319 @@
+"""From records to a checkpoint that explains: both stages, the scores, and the files that they leave."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import DatasetDict
+from sklearn.metrics import adjusted_rand_score
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..data import SyntheticConfig, SyntheticTruth, generate_synthetic, load_records
+from ..evaluation import baseline_scores, require_text_metrics
+from ..evaluation.predict import (
+    min_cluster_share,
+    predict_records,
+    score_predictions,
+    write_json,
+    write_json_lines,
+)
+from ..modeling_gavamoe import GaVaMoEForCausalLM
+from ..processing_gavamoe import GaVaMoEProcessor
+from ..vae_gmm_gavamoe import GaVaMoERatingModel
+from .building import ModelArguments, build_model, build_processor
+from .rating_trainer import RatingDataset, RatingTrainer, RatingTrainingArguments
+from .sft_config import GaVaMoESFTConfig
+from .sft_trainer import GaVaMoESFTTrainer
+
+logger = logging.getLogger(__name__)
+
+SYNTHETIC = "synthetic"
+RUN_FILE, METRICS_FILE, PREDICTIONS_FILE = "run.json", "metrics.json", "predictions_test.jsonl"
+RATING_FOLDER, CHECKPOINT_FOLDER = "rating_model", "checkpoints"
+_TRUTH_FILE = "truth.json"
+
+# Options of stage 1 that the command line offers, with the prefix `rating_`; the seed is that of stage 2.
+_RATING_OPTIONS = (
+    "learning_rate",
+    "num_train_epochs",
+    "autoencoder_epochs",
+    "per_device_train_batch_size",
+    "weight_decay",
+    "elbo_learning_rate_scale",
+    "elbo_embedding_learning_rate_scale",
+    "cluster_weight",
+    "kl_warmup_epochs",
+    "early_stopping_patience",
+)
+
+
+_FIELDS = {option.name: option for option in dataclasses.fields(RatingTrainingArguments)}
+RatingArguments = make_dataclass(
+    "RatingArguments",
+    [
+        (
+            f"rating_{name}",
+            type(_FIELDS[name].default),
+            field(
+                default=_FIELDS[name].default, metadata={"help": f"Stage 1. {_FIELDS[name].metadata['help']}"}
+            ),
+        )
+        for name in _RATING_OPTIONS
+    ],
+)
+RatingArguments.__doc__ = (
+    "Options of stage 1: those of [`RatingTrainingArguments`], with the prefix `rating_`."
+)
+
+
+@dataclass
+class DataArguments:
+    """What data a run uses."""
+
+    dataset: str = field(
+        metadata={
+            "help": "A .jsonl, .json, .csv or .parquet file, a folder with train, validation and test files, a Hub id, "
+            'or "synthetic" for the built-in data.'
+        }
+    )
+    column_mapping: list[str] | None = field(
+        default=None,
+        metadata={"help": "Names of columns that differ, as ours=theirs, such as user=reviewerID item=asin."},
+    )
+    rating_levels: list[float] = field(
+        default_factory=lambda: [1.0, 2.0, 3.0, 4.0, 5.0], metadata={"help": "The values a rating can take."}
+    )
+    unknown_held_out: str = field(
+        default="error",
+        metadata={
+            "help": "What to do with held-out records whose user or item train does not have.",
+            "choices": ["error", "drop"],
+        },
+    )
+    split_seed: int = field(default=0, metadata={"help": "Seed of a random split."})
+    synthetic_groups: int = field(default=3, metadata={"help": 'Planted groups of users of "synthetic".'})
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Replace the run that `output_dir` holds, once the data has been checked."},
+    )
+    generation_batch_size: int = field(default=64, metadata={"help": "Test pairs explained at once."})
+
+
+def read_data(args: DataArguments) -> tuple[DatasetDict, SyntheticTruth | None]:
+    """The records of a run, and the truth where they were planted."""
+    if args.dataset == SYNTHETIC:
+        data = generate_synthetic(SyntheticConfig(seed=args.split_seed, num_groups=args.synthetic_groups))
+        return data.records, data.truth
+    mapping = {}
+    for entry in args.column_mapping or []:
+        ours, separator, theirs = entry.partition("=")
+        if not separator or not theirs:
+            raise ValueError(f"Expected `column_mapping` as ours=theirs, but got {entry!r}.")
+        mapping[ours] = theirs
+    records = load_records(
+        args.dataset,
+        column_mapping=mapping or None,
+        rating_levels=args.rating_levels,
+        unknown_held_out=args.unknown_held_out,
+        split_seed=args.split_seed,
+    )
+    truth_file = Path(args.dataset) / _TRUTH_FILE
+    return records, SyntheticTruth.from_json(truth_file) if truth_file.is_file() else None
+
+
+def run_training(
+    data_args: DataArguments,
+    model_args: ModelArguments,
+    rating_args: Any,
+    sft_args: GaVaMoESFTConfig,
+) -> dict[str, float]:
+    """
+    Trains both stages and leaves in `output_dir` a checkpoint, `metrics.json`, `predictions_test.jsonl`, the rating
+    model alone (`rating_model/`) and the trainers' own checkpoints (`checkpoints/`), from which a run that was
+    interrupted goes on with `resume_from_checkpoint`.
+
+    Args:
+        data_args ([`DataArguments`]): The data.
+        model_args ([`ModelArguments`]): The model.
+        rating_args (`RatingArguments`): Stage 1.
+        sft_args ([`GaVaMoESFTConfig`]): Stage 2, and `output_dir` and `seed` of the run.
+
+    Returns:
+        `dict[str, float]`: what `metrics.json` holds.
+
+    Raises:
+        `ValueError`: for data or options that do not work, before anything is trained or removed.
+        `FileExistsError`: if `output_dir` holds another run.
+    """
+    output_dir = Path(sft_args.output_dir)
+    resume = str(sft_args.resume_from_checkpoint or "").lower() not in ("", "false", "none")
+    require_text_metrics()
+    check_output_dir(output_dir, resume, data_args.overwrite_output_dir)
+    records, truth = read_data(data_args)
+    arguments = _described(data_args, model_args, rating_args)
+    if resume:
+        _check_same_run(output_dir, arguments)
+    set_seed(sft_args.seed)
+    processor = build_processor(records["train"], model_args, data_args.rating_levels)
+    model = build_model(processor, model_args, data_args.rating_levels)
+    _log_sizes(model)
+    if not resume:
+        _clear(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(output_dir / RUN_FILE, arguments)
+
+    ratings = {split: RatingDataset.from_records(records[split], processor) for split in records}
+    train_rating_model(model.rating_model, ratings, rating_args, sft_args, output_dir, resume)
+    train_explanations(model, processor, records, sft_args, output_dir, resume)
+    save_checkpoint(model, processor, output_dir)
+    metrics, rows = evaluate_run(model, processor, records, ratings, truth, data_args.generation_batch_size)
+    write_json_lines(output_dir / PREDICTIONS_FILE, rows)
+    write_json(output_dir / METRICS_FILE, metrics)
+    return metrics
+
+
+def train_rating_model(
+    rating_model: GaVaMoERatingModel,
+    ratings: Mapping[str, RatingDataset],
+    rating_args: Any,
+    sft_args: GaVaMoESFTConfig,
+    output_dir: Path,
+    resume: bool = False,
+) -> None:
+    """Stage 1, in place; taken from `rating_model/` where a resumed run has finished it already."""
+    folder = output_dir / RATING_FOLDER
+    if resume and (folder / "model.safetensors").is_file():
+        trained = GaVaMoERatingModel.from_pretrained(folder)
+        rating_model.load_state_dict(trained.state_dict())
+        return
+    options = {name: getattr(rating_args, f"rating_{name}") for name in _RATING_OPTIONS}
+    args = RatingTrainingArguments(
+        output_dir=str(output_dir / CHECKPOINT_FOLDER / "rating"),
+        seed=sft_args.seed,
+        use_cpu=sft_args.use_cpu,
+        disable_tqdm=sft_args.disable_tqdm,
+        beta=sft_args.beta,
+        **options,
+    )
+    trainer = RatingTrainer(rating_model, args, ratings["train"], ratings["validation"])
+    trainer.train(resume_from_checkpoint=resume)
+    rating_model.cpu()
+    beside = output_dir / (RATING_FOLDER + ".part")
+    rating_model.save_pretrained(beside)
+    os.replace(beside, folder)
+    shutil.rmtree(output_dir / CHECKPOINT_FOLDER / "rating", ignore_errors=True)
+
+
+def train_explanations(
+    model: GaVaMoEForCausalLM,
+    processor: GaVaMoEProcessor,
+    records: DatasetDict,
+    sft_args: GaVaMoESFTConfig,
+    output_dir: Path,
+    resume: bool = False,
+) -> None:
+    """Stage 2, in place; the best epoch is kept."""
+    args = sft_args
+    folder = output_dir / CHECKPOINT_FOLDER / "explanation"
+    args.output_dir = str(folder)
+    last = get_last_checkpoint(str(folder)) if resume and folder.is_dir() else None
+    trainer = GaVaMoESFTTrainer(
+        model, args, train_dataset=records["train"], eval_dataset=records["validation"], processor=processor
+    )
+    trainer.train(resume_from_checkpoint=last)
+    write_json(output_dir / "training_log.json", trainer.state.log_history)
+    args.output_dir = str(output_dir)
+
+
+def evaluate_run(
+    model: GaVaMoEForCausalLM,
+    processor: GaVaMoEProcessor,
+    records: DatasetDict,
+    ratings: Mapping[str, RatingDataset],
+    truth: SyntheticTruth | None,
+    batch_size: int = 64,
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Scores of the test split, with the records' sentiment and features given, and the explanations scored."""
+    rows = predict_records(model, processor, records["test"], batch_size=batch_size)
+    pairs = ratings["train"].columns["user_id"], ratings["train"].columns["item_id"]
+    metrics = {
+        **score_predictions(rows),
+        **baseline_scores(records["train"], records["validation"], records["test"]),
+        "min_cluster_share": min_cluster_share(model, *pairs),
+    }
+    if truth is not None:
+        clusters = torch.cat([model.gate_index(u, i).cpu() for u, i in zip(*(p.split(8192) for p in pairs))])
+        groups = [truth.user_group[user] for user in records["train"]["user"]]
+        metrics["cluster_ari"] = float(adjusted_rand_score(groups, clusters.numpy()))
+        worded = [truth.wording_group(row["prediction"]) == truth.user_group[row["user"]] for row in rows]
+        metrics["wording_match"] = sum(worded) / len(worded)
+    return metrics, rows
+
+
+def check_output_dir(output_dir: Path, resume: bool, overwrite: bool) -> None:
+    """Raises `FileExistsError` where a run would be overwritten, `FileNotFoundError` where there is none to resume."""
+    if output_dir.exists() and not output_dir.is_dir():
+        raise FileExistsError(f"Expected `output_dir` as a folder, but {output_dir} is a file.")
+    has_run = any((output_dir / name).exists() for name in (RUN_FILE, "config.json", METRICS_FILE))
+    if resume and not (output_dir / RUN_FILE).exists():
+        raise FileNotFoundError(f"Expected a run to resume in {output_dir}, but it holds no {RUN_FILE}.")
+    if has_run and not resume and not overwrite:
+        raise FileExistsError(
+            f"{output_dir} already holds a run. Pass --resume_from_checkpoint true to go on with it, "
+            "--overwrite_output_dir to replace it, or another --output_dir."
+        )
+
+
+def save_checkpoint(model: GaVaMoEForCausalLM, processor: GaVaMoEProcessor, output_dir: Path) -> None:
+    """Writes model and processor beside `output_dir`'s files and moves them in when they are whole."""
+    beside = output_dir / ".part"
+    shutil.rmtree(beside, ignore_errors=True)
+    model.save_pretrained(beside)
+    processor.save_pretrained(str(beside))
+    for path in sorted(beside.iterdir(), key=lambda path: path.name == "config.json"):
+        os.replace(path, output_dir / path.name)
+    beside.rmdir()
+
+
+def _clear(output_dir: Path) -> None:
+    """Removes what an earlier run left, and nothing else."""
+    for name in (RATING_FOLDER, CHECKPOINT_FOLDER, ".part", RATING_FOLDER + ".part"):
+        shutil.rmtree(output_dir / name, ignore_errors=True)
+    for name in (RUN_FILE, METRICS_FILE, PREDICTIONS_FILE, "training_log.json", "config.json"):
+        (output_dir / name).unlink(missing_ok=True)
+    for path in output_dir.glob("model*.safetensors*"):
+        path.unlink()
+
+
+def _described(*arguments: Any) -> dict[str, Any]:
+    described: dict[str, Any] = {}
+    for group in arguments:
+        described |= dataclasses.asdict(group)
+    described.pop("overwrite_output_dir")
+    return described
+
+
+def _check_same_run(output_dir: Path, arguments: dict[str, Any]) -> None:
+    earlier = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
+    changed = [name for name, value in arguments.items() if earlier.get(name, value) != value]
+    if changed:
+        found = ", ".join(f"{name} was {earlier[name]!r}, now {arguments[name]!r}" for name in changed)
+        raise ValueError(
+            f"Expected the options of the run in {output_dir}, but {found}. Resume with the same options."
+        )
+
+
+def _log_sizes(model: GaVaMoEForCausalLM) -> None:
+    total = sum(parameter.numel() for parameter in model.parameters())
+    rating = sum(parameter.numel() for parameter in model.rating_model.parameters())
+    logger.info("%.2f M parameters, %.2f M of them in the rating model", total / 1e6, rating / 1e6)

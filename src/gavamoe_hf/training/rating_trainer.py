@@ -1,0 +1,368 @@
+"""Stage 1: trains the VAE-GMM rating model (section 3.2)."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset as HubDataset
+from safetensors.torch import load_file, save_file
+from torch.utils.data import Dataset
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..processing_gavamoe import GaVaMoEProcessor
+from ..vae_gmm_gavamoe import GaVaMoERatingModel
+from .mixture import cluster_shares, initialize_decoder_bias, initialize_mixture
+from .optimizer import grouped_optimizer
+
+logger = logging.getLogger(__name__)
+
+AUTOENCODER, ELBO = "autoencoder", "elbo"
+# The users' cluster probabilities, which the ELBO phase needs when it is resumed.
+_TARGET_FILE = "cluster_target.safetensors"
+
+
+class RatingDataset(Dataset):
+    """
+    Ratings as tensors, handed out a whole batch at a time so that the data loader does no work per record.
+
+    Args:
+        user_id (`torch.LongTensor` of shape `(num_records,)`): User indices.
+        item_id (`torch.LongTensor` of shape `(num_records,)`): Item indices.
+        rating (`torch.FloatTensor` of shape `(num_records,)`): Ratings on the rating scale.
+    """
+
+    def __init__(self, user_id: torch.Tensor, item_id: torch.Tensor, rating: torch.Tensor):
+        if len({len(user_id), len(item_id), len(rating)}) != 1:
+            raise ValueError(
+                f"Expected one user, item and rating for each record, but got {len(user_id)}, {len(item_id)} and "
+                f"{len(rating)}."
+            )
+        self.columns = {"user_id": user_id.long(), "item_id": item_id.long(), "rating": rating.float()}
+
+    @classmethod
+    def from_records(cls, records: HubDataset, processor: GaVaMoEProcessor) -> RatingDataset:
+        """From records with the columns user, item and rating, and the processor that knows the ids."""
+        return cls(
+            torch.tensor([processor.user_index(user) for user in records["user"]]),
+            torch.tensor([processor.item_index(item) for item in records["item"]]),
+            torch.tensor(list(records["rating"])),
+        )
+
+    def __len__(self) -> int:
+        return len(self.columns["rating"])
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        return {name: column[indices] for name, column in self.columns.items()}
+
+
+@dataclass
+class RatingTrainingArguments(TrainingArguments):
+    """
+    Arguments of [`RatingTrainer`]: those of [`~transformers.TrainingArguments`] and the ones below. Defaults that
+    differ: `learning_rate` 1e-3, `per_device_train_batch_size` 64 (the paper's batch is 4096, for hundreds of
+    thousands of ratings), `weight_decay` 0.1, evaluation and saving every epoch.
+    """
+
+    learning_rate: float = field(
+        default=1e-3, metadata={"help": "Peak learning rate of AdamW. Paper: 1e-5 at batch 4096."}
+    )
+    num_train_epochs: float = field(
+        default=12,
+        metadata={"help": "Most epochs of the ELBO phase, after the autoencoder phase. Paper: 30."},
+    )
+    autoencoder_epochs: int = field(
+        default=40, metadata={"help": "Most epochs of the autoencoder phase, which stops early as well."}
+    )
+    per_device_train_batch_size: int = field(
+        default=64, metadata={"help": "Pairs per step and device. Paper: 4096."}
+    )
+    per_device_eval_batch_size: int = field(
+        default=4096, metadata={"help": "Pairs per evaluation step and device."}
+    )
+    weight_decay: float = field(default=0.1, metadata={"help": "AdamW weight decay."})
+    elbo_learning_rate_scale: float = field(
+        default=0.5, metadata={"help": "Learning rate of the ELBO phase, as a multiple of `learning_rate`."}
+    )
+    elbo_embedding_learning_rate_scale: float = field(
+        default=0.1,
+        metadata={
+            "help": "Learning rate of the user and item tables in the ELBO phase, as a further multiple: the tables "
+            "are what overfits sparse ratings."
+        },
+    )
+    cluster_weight: float = field(
+        default=1.0,
+        metadata={
+            "help": "Weight, in the ELBO phase, of the cross-entropy that keeps the pairs of a user in the user's "
+            "cluster. 0 is the paper's loss, whose clusters follow the rating rather than the user."
+        },
+    )
+    beta: float | None = field(
+        default=None,
+        metadata={"help": "Weight of the KL term (eq. 12); the model config's, 0.1, if not given."},
+    )
+    kl_warmup_epochs: float = field(
+        default=3.0, metadata={"help": "Epochs over which the weight of the KL term rises from 0 to `beta`."}
+    )
+    early_stopping_patience: int = field(
+        default=20,
+        metadata={
+            "help": "Epochs without a better validation loss after which a phase stops. Who likes what is learned "
+            "late, after biases have begun to overfit."
+        },
+    )
+    min_cluster_share: float = field(
+        default=0.05,
+        metadata={
+            "help": "Share of the training pairs under which a cluster counts as empty and is re-initialised."
+        },
+    )
+    eval_strategy: str = field(default="epoch", metadata={"help": "Needed for keeping the best epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "Must match `eval_strategy`."})
+    save_total_limit: int | None = field(
+        default=1, metadata={"help": "Checkpoints kept besides the best one."}
+    )
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "Keep the best epoch of each phase."}
+    )
+    metric_for_best_model: str | None = field(default="eval_loss", metadata={"help": "What best means."})
+    greater_is_better: bool | None = field(default=False, metadata={"help": "Whether more of it is better."})
+    logging_strategy: str = field(default="epoch", metadata={"help": "When training losses are logged."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "The data set holds what is needed."}
+    )
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["rating"], metadata={"help": "The input that is the target."}
+    )
+    report_to: str | list[str] | None = field(
+        default="none", metadata={"help": "Where logs go besides the console."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.autoencoder_epochs < 1:
+            raise ValueError(f"`autoencoder_epochs` must be at least 1, got {self.autoencoder_epochs}.")
+        if not 0 <= self.min_cluster_share < 1:
+            raise ValueError(f"`min_cluster_share` must be in [0, 1), got {self.min_cluster_share}.")
+
+
+class RatingTrainer(Trainer):
+    """
+    Trains a [`GaVaMoERatingModel`] in the two phases of the paper (section 3.2), each stopped early and set back to
+    its best epoch by validation loss:
+
+    1. autoencoder: z = mu and no KL term;
+    2. mixture initialisation, then the negative ELBO with a rising weight of the KL term.
+
+    Args:
+        model ([`GaVaMoERatingModel`]): The model.
+        args ([`RatingTrainingArguments`]): Arguments.
+        train_dataset ([`RatingDataset`]): Ratings to learn from.
+        eval_dataset ([`RatingDataset`]): Ratings that choose the epoch.
+        kwargs: everything else that [`~transformers.Trainer`] takes.
+    """
+
+    def __init__(
+        self,
+        model: GaVaMoERatingModel,
+        args: RatingTrainingArguments,
+        train_dataset: RatingDataset,
+        eval_dataset: RatingDataset,
+        **kwargs: Any,
+    ):
+        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            if not isinstance(dataset, RatingDataset):
+                raise TypeError(
+                    f"Expected `{name}` as a RatingDataset, but got {type(dataset).__name__}. Did you mean "
+                    "RatingDataset.from_records(records, processor)?"
+                )
+        self.phase = AUTOENCODER
+        self.beta = model.config.beta if args.beta is None else args.beta
+        self._cluster_target = torch.empty(0)
+        self._loss_terms: dict[str, list[float]] = defaultdict(list)
+        self._root = Path(args.output_dir)
+        self._base_args = args
+        super().__init__(
+            model=model,
+            args=self._phase_args(AUTOENCODER),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            data_collator=_passthrough,
+            compute_metrics=kwargs.pop("compute_metrics", _rating_metrics),
+            **kwargs,
+        )
+        # The model does not divide by the number of items in the accumulated batch
+        self.model_accepts_loss_kwargs = False
+        if args.early_stopping_patience > 0:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+
+    def train(self, resume_from_checkpoint: bool | None = None, **kwargs: Any) -> Any:
+        """
+        Runs both phases.
+
+        Args:
+            resume_from_checkpoint (`bool`, *optional*): Whether to go on from the last checkpoint in `output_dir`.
+
+        Returns:
+            [`~transformers.trainer_utils.TrainOutput`] of the ELBO phase.
+        """
+        last = {
+            phase: self._last_checkpoint(phase) if resume_from_checkpoint else None
+            for phase in (AUTOENCODER, ELBO)
+        }
+        if last[ELBO] is not None:
+            self._cluster_target = load_file(self._root / _TARGET_FILE)["cluster_target"].to(self.args.device)
+        else:
+            if last[AUTOENCODER] is None:
+                initialize_decoder_bias(self.model, self.train_dataset.columns["rating"])
+            self._start(AUTOENCODER)
+            super().train(resume_from_checkpoint=last[AUTOENCODER], **kwargs)
+            self._initialize_mixture()
+            save_file({"cluster_target": self._cluster_target.cpu()}, self._root / _TARGET_FILE)
+        self._start(ELBO)
+        output = super().train(resume_from_checkpoint=last[ELBO], **kwargs)
+        self._repair_clusters()
+        return output
+
+    def _last_checkpoint(self, phase: str) -> str | None:
+        folder = self._root / phase
+        return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+    def _phase_args(self, phase: str) -> RatingTrainingArguments:
+        args, is_first = self._base_args, phase == AUTOENCODER
+        changes = {
+            "output_dir": str(self._root / phase),
+            "num_train_epochs": args.autoencoder_epochs if is_first else args.num_train_epochs,
+            "learning_rate": args.learning_rate * (1.0 if is_first else args.elbo_learning_rate_scale),
+        }
+        phase_args = copy.copy(args)
+        for name, value in changes.items():
+            setattr(phase_args, name, value)
+        return phase_args
+
+    def _start(self, phase: str) -> None:
+        self.phase = phase
+        self.args = self._phase_args(phase)
+        self.optimizer = self.lr_scheduler = None
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):
+                callback.early_stopping_patience_counter = 0
+        logger.info("Stage 1, %s phase: %g epochs at most", phase, self.args.num_train_epochs)
+
+    def _initialize_mixture(self) -> None:
+        columns = self.train_dataset.columns
+        responsibilities = initialize_mixture(
+            self.model, columns["user_id"], columns["item_id"], seed=self.args.seed
+        )
+        self._cluster_target = responsibilities.to(self.args.device)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW with the tables in groups of their own, whose learning rate is scaled in the ELBO phase."""
+        scale = self._base_args.elbo_embedding_learning_rate_scale if self.phase == ELBO else 1.0
+        model = self.model if model is None else model
+        self.optimizer = grouped_optimizer(self, model, lambda name: scale if "embeddings" in name else 1.0)
+        return self.optimizer
+
+    def _repair_clusters(self) -> None:
+        """Refits the mixture where a cluster ended up (nearly) empty, and fails if that does not help."""
+        if self.model.config.num_clusters == 1:
+            return
+        columns = self.train_dataset.columns
+        shares = cluster_shares(self.model, columns["user_id"], columns["item_id"])
+        if shares.min() >= self.args.min_cluster_share:
+            return
+        logger.warning(
+            "Cluster shares of the training pairs are %s, the smallest under %g: the mixture is fitted again.",
+            _rounded(shares),
+            self.args.min_cluster_share,
+        )
+        self._initialize_mixture()
+        shares = cluster_shares(self.model, columns["user_id"], columns["item_id"])
+        if shares.min() == 0:
+            raise RuntimeError(
+                f"Expected pairs in each of {len(shares)} clusters, but the shares are {_rounded(shares)}. Lower "
+                "`num_clusters`, or train the rating model on more ratings."
+            )
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        is_elbo = self.phase == ELBO
+        beta = self.beta if is_elbo else 0.0
+        if is_elbo and model.training and self._base_args.kl_warmup_epochs > 0:
+            beta *= min(1.0, (self.state.epoch or 0.0) / self._base_args.kl_warmup_epochs)
+        target = (
+            self._cluster_target[inputs["user_id"]]
+            if is_elbo and self._base_args.cluster_weight > 0
+            else None
+        )
+        outputs = model(**inputs, beta=beta, sample_latent=is_elbo and model.training, cluster_target=target)
+        loss = outputs.loss
+        if target is not None:
+            loss = loss + self._base_args.cluster_weight * outputs.cluster_loss
+        if model.training:
+            for name in ("reconstruction_loss", "kl_loss", "cluster_loss"):
+                if outputs.get(name) is not None:
+                    self._loss_terms[name].append(outputs[name].detach())
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, torch.Tensor], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Any, Any, Any]:
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        size = len(inputs["rating"])
+        predictions = (
+            outputs.predicted_rating,
+            outputs.cluster_posterior,
+            outputs.reconstruction_loss.expand(size),
+            outputs.kl_loss.expand(size),
+        )
+        return loss.detach(), predictions, inputs["rating"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._loss_terms and not any(name.startswith("eval_") for name in logs):
+            for name, values in self._loss_terms.items():
+                logs[name] = torch.stack(values).mean().item()
+            self._loss_terms.clear()
+        logs["phase"] = self.phase
+        super().log(logs, start_time)
+
+
+def _passthrough(batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """The collator: [`RatingDataset`] hands out whole batches already."""
+    return dict(batch)
+
+
+def _rating_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    predicted, posterior, reconstruction, kl = prediction.predictions
+    error = predicted - prediction.label_ids
+    shares = np.bincount(posterior.argmax(axis=-1), minlength=posterior.shape[1]) / len(posterior)
+    metrics = {
+        "rmse": float(np.sqrt(np.mean(error**2))),
+        "mae": float(np.mean(np.abs(error))),
+        "reconstruction_loss": float(reconstruction.mean()),
+        "kl_loss": float(kl.mean()),
+    }
+    return metrics | {f"cluster_share_{cluster}": float(share) for cluster, share in enumerate(shares)}
+
+
+def _rounded(shares: np.ndarray) -> list[float]:
+    return [round(float(share), 3) for share in shares]

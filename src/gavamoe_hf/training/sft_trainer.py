@@ -1,0 +1,238 @@
+"""Stage 2: trains the explanations together with the rating model (section 3.3)."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from trl import SFTTrainer
+
+from ..data.collator import ExplanationCollator
+from ..processing_gavamoe import GaVaMoEProcessor
+from .optimizer import grouped_optimizer
+from .sft_config import TRAINABLE_PARTS, GaVaMoESFTConfig
+
+RECORD_COLUMNS = ("user", "item", "rating", "feature", "explanation")
+EXAMPLE_COLUMNS = ("input_ids", "labels", "user_id", "item_id", "rating")
+
+
+def tokenize_records(
+    records: Dataset,
+    processor: GaVaMoEProcessor,
+    max_length: int | None = 180,
+    feature_dropout: float = 0.0,
+    seed: int = 0,
+) -> Dataset:
+    """
+    Training examples from records.
+
+    Args:
+        records ([`~datasets.Dataset`]): Columns user, item, rating, feature (a list) and explanation.
+        processor ([`GaVaMoEProcessor`]): Knows the ids and the prompt.
+        max_length (`int`, *optional*, defaults to 180): Tokens to which prompt and explanation together are cut.
+        feature_dropout (`float`, *optional*, defaults to 0.0): Share of the records whose prompt names no feature.
+        seed (`int`, *optional*, defaults to 0): Seed of that choice.
+
+    Returns:
+        [`~datasets.Dataset`] with the columns input_ids, labels, user_id, item_id and rating.
+
+    Raises:
+        `ValueError`: for missing columns, an id that is not known, or a prompt longer than `max_length`.
+    """
+    missing = [column for column in RECORD_COLUMNS if column not in records.column_names]
+    if missing:
+        raise ValueError(
+            f"Expected records with the columns {list(RECORD_COLUMNS)}, but {missing} are missing from "
+            f"{records.column_names}. Load them with `gavamoe_hf.load_records`."
+        )
+    draw = random.Random(seed)
+    keep_features = [draw.random() >= feature_dropout for _ in range(len(records))]
+
+    def encode(record: dict[str, Any], index: int) -> dict[str, Any]:
+        features = record["feature"] if keep_features[index] else []
+        return processor.encode_record(
+            record["user"], record["item"], record["rating"], features, record["explanation"], max_length
+        )
+
+    return records.map(
+        encode, with_indices=True, remove_columns=records.column_names, desc="Tokenizing records"
+    )
+
+
+class GaVaMoESFTTrainer(SFTTrainer):
+    """
+    TRL's SFTTrainer with the loss of eq. 13, `alpha * elbo + (1 - alpha) * (nll + router_aux_loss_coef * aux)`. All
+    terms come from one forward pass, and only explanation tokens are scored against the vocabulary.
+
+    TRL's metrics (entropy, mean_token_accuracy, num_tokens, aux_loss) are logged as there, and `nll`, `elbo`,
+    `reconstruction_loss` and `kl_loss`; in evaluation with the prefix `eval_`. `nll` is the exact mean over tokens.
+
+    Args:
+        model ([`GaVaMoEForCausalLM`]): The model, its rating model trained by [`RatingTrainer`].
+        args ([`GaVaMoESFTConfig`]): Arguments.
+        train_dataset ([`~datasets.Dataset`]): Records, or examples from [`tokenize_records`].
+        eval_dataset ([`~datasets.Dataset`], *optional*): The same for validation.
+        processor ([`GaVaMoEProcessor`]): Saved with every checkpoint.
+        kwargs: everything else that [`~trl.SFTTrainer`] takes, `peft_config` among it.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: GaVaMoESFTConfig,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        processor: GaVaMoEProcessor | None = None,
+        **kwargs: Any,
+    ):
+        processor = kwargs.pop("processing_class", None) if processor is None else processor
+        if not hasattr(processor, "encode_record"):
+            raise TypeError(
+                f"Expected `processor` as a GaVaMoEProcessor, but got {type(processor).__name__}."
+            )
+        self.processor = processor
+        tokenizer = processor.tokenizer
+        datasets = []
+        for name, dataset in (("train", train_dataset), ("eval", eval_dataset)):
+            if dataset is not None and "input_ids" not in dataset.column_names:
+                dropout = args.feature_dropout if name == "train" else 0.0
+                dataset = tokenize_records(dataset, processor, args.max_length, dropout, args.seed)
+            datasets.append(dataset)
+        args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        _freeze_parts(model, args.trainable_parts)
+        config = model.config
+        config.alpha = config.alpha if args.alpha is None else args.alpha
+        config.beta = config.beta if args.beta is None else args.beta
+        model.rating_model.config.beta = config.beta
+        self._nll_totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=datasets[0],
+            eval_dataset=datasets[1],
+            processing_class=tokenizer,
+            data_collator=ExplanationCollator(tokenizer.pad_token_id, args.pad_to_multiple_of),
+            **kwargs,
+        )
+        # Asked for by this trainer alone: a saved config that asks for router logits slows every later generation
+        config.output_router_logits = False
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = list(EXAMPLE_COLUMNS)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW, the rating model at a learning rate of its own."""
+        scale = self.args.rating_learning_rate_scale
+        model = self.model if model is None else model
+        self.optimizer = grouped_optimizer(
+            self, model, lambda name: scale if ".rating_model." in name else 1.0
+        )
+        return self.optimizer
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        if return_outputs:
+            raise ValueError(
+                "Only explanation tokens are scored, so there are no logits of whole sequences to return. Leave out "
+                "`compute_metrics` and score generated explanations with `gavamoe_hf.evaluation` instead."
+            )
+        next_labels = F.pad(inputs["labels"][:, 1:], (0, 1), value=-100)  # [B, T]
+        is_scored = next_labels != -100
+        model_inputs = {name: value for name, value in inputs.items() if name != "labels"}
+        outputs = model(
+            **model_inputs,
+            logits_to_keep=is_scored,
+            use_cache=False,
+            output_router_logits=self.aux_loss_enabled,
+        )
+        logits, targets = outputs.logits.float(), next_labels[is_scored]  # [N, V], [N]
+        nll_sum = F.cross_entropy(logits, targets, reduction="sum")
+        num_tokens = is_scored.sum() if num_items_in_batch is None else num_items_in_batch
+        nll = nll_sum / torch.as_tensor(num_tokens, device=nll_sum.device).clamp(min=1)
+        steps = 1
+        if num_items_in_batch is not None:
+            # The count is that of all accumulated batches and ranks: a mean over the batch has to be divided by their
+            # number, and DDP, which averages over ranks, undone (as in SFTTrainer.compute_loss)
+            steps = self.current_gradient_accumulation_steps
+            if self.args.average_tokens_across_devices:
+                nll = nll * (self.accelerator.num_processes // self.get_tp_size())
+        loss = nll
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
+        alpha = self._config.alpha
+        loss = (1 - alpha) * loss + alpha * outputs.elbo_loss / steps
+        self._record_metrics(outputs, logits.detach(), targets, nll_sum.detach(), inputs)
+        return loss
+
+    @property
+    def _config(self) -> Any:
+        return self.accelerator.unwrap_model(self.model).config
+
+    @torch.no_grad()
+    def _record_metrics(
+        self,
+        outputs: Any,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        nll_sum: torch.Tensor,
+        inputs: dict[str, torch.Tensor],
+    ) -> None:
+        mode = "train" if self.model.training else "eval"
+        metrics = self._metrics[mode]
+        log_probabilities = logits.log_softmax(dim=-1)
+        entropy = -(log_probabilities.exp() * log_probabilities).sum()
+        correct = (logits.argmax(dim=-1) == targets).sum()
+        local = torch.stack([nll_sum, entropy, correct.float(), logits.new_tensor(float(len(targets)))])
+        totals = self.accelerator.gather_for_metrics(local[None]).sum(dim=0).tolist()
+        count = max(totals[3], 1.0)
+        self._nll_totals[mode][0] += totals[0]
+        self._nll_totals[mode][1] += count
+        metrics["entropy"].append(totals[1] / count)
+        metrics["mean_token_accuracy"].append(totals[2] / count)
+        means = {
+            "elbo": outputs.elbo_loss,
+            "reconstruction_loss": outputs.reconstruction_loss,
+            "kl_loss": outputs.kl_loss,
+        }
+        if self.aux_loss_enabled:
+            means["aux_loss"] = outputs.aux_loss
+        for name, value in means.items():
+            metrics[name].append(self.accelerator.gather_for_metrics(value.detach()).mean().item())
+        if mode == "train":
+            tokens = self.accelerator.gather_for_metrics(inputs["attention_mask"].sum()).sum().item()
+            self._total_train_tokens += tokens // self._tp_size
+        metrics["num_tokens"] = [self._total_train_tokens]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        if mode in self._nll_totals:
+            nll_sum, count = self._nll_totals.pop(mode)
+            self._metrics[mode]["nll"] = [nll_sum / count]
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        # TRL adds its metrics to the log alone; the best epoch is chosen by what this returns
+        metrics = super().evaluate(*args, **kwargs)
+        return {**{k: v for k, v in self.state.log_history[-1].items() if k.startswith("eval_")}, **metrics}
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        self.processor.save_pretrained(str(Path(self.args.output_dir if output_dir is None else output_dir)))
+
+
+def _freeze_parts(model: torch.nn.Module, trainable: list[str] | None) -> None:
+    if trainable is None:
+        return
+    patterns = [pattern for part in trainable for pattern in TRAINABLE_PARTS[part]]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(pattern in name for pattern in patterns))
