@@ -117,9 +117,7 @@ def test_rows_that_share_a_problem_are_counted(tmp_path):
     ):
         load_records(write_lines(tmp_path / "all.jsonl", rows))
     rows = [{**row, "rating": 9.5} for row in rows]
-    with pytest.raises(
-        DataError, match=r"in line 1, .* in line 2, .* in line 3 \(the first 3 of 40 lines\)\. "
-    ):
+    with pytest.raises(DataError, match=r"in line 1, .* in line 2, .* in line 3 \(the first 3 of 40 lines\)\. "):
         load_records(write_lines(tmp_path / "all.jsonl", rows))
 
 
@@ -143,9 +141,7 @@ def test_bad_value_in_a_dataset_names_the_split_and_the_mapped_column():
     with pytest.raises(DataError, match=r"^the Dataset: column 'rating': .* in row 7\."):
         load_records(bad)
     source = DatasetDict({"train": good, "validation": bad, "test": good}).rename_column("rating", "stars")
-    with pytest.raises(
-        DataError, match=r"split 'validation' of the DatasetDict: column 'stars': .* in row 7\."
-    ):
+    with pytest.raises(DataError, match=r"split 'validation' of the DatasetDict: column 'stars': .* in row 7\."):
         load_records(source, column_mapping={"rating": "stars"})
 
 
@@ -222,9 +218,7 @@ def test_bad_rating_levels(levels):
 
 def test_bad_options():
     dataset = Dataset.from_list(make_rows())
-    with pytest.raises(
-        DataError, match=r"unknown_held_out 'error' or 'drop', but got 'ignore'\. Pass 'error'"
-    ):
+    with pytest.raises(DataError, match=r"unknown_held_out 'error' or 'drop', but got 'ignore'\. Pass 'error'"):
         load_records(dataset, unknown_held_out="ignore")
     with pytest.raises(DataError, match=r"expected a seed that is a whole number .* but got -1\. Pass 0"):
         load_records(dataset, split_seed=-1)
@@ -234,9 +228,7 @@ def test_bad_options():
 def test_empty_file(tmp_path, suffix):
     path = tmp_path / f"train{suffix}"
     path.touch()
-    with pytest.raises(
-        DataError, match=rf"train\{suffix}: expected records, but the file is empty\. Write it"
-    ):
+    with pytest.raises(DataError, match=rf"train\{suffix}: expected records, but the file is empty\. Write it"):
         load_records(path)
 
 
@@ -247,9 +239,7 @@ def test_empty_file(tmp_path, suffix):
 def test_no_rows(tmp_path, name, text):
     path = tmp_path / name
     path.write_text(text)
-    with pytest.raises(
-        DataError, match=rf"{name}: expected at least one record, but got no rows\. Check how"
-    ):
+    with pytest.raises(DataError, match=rf"{name}: expected at least one record, but got no rows\. Check how"):
         load_records(path)
 
 
@@ -311,9 +301,7 @@ def test_wrong_encoding(tmp_path, name):
         text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     path.write_bytes(text.encode("latin-1"))
     line = 8 if name == "all.csv" else 7
-    with pytest.raises(
-        DataError, match=rf"expected UTF-8, but got the byte 0xe8 in line {line}\. Write the file"
-    ):
+    with pytest.raises(DataError, match=rf"expected UTF-8, but got the byte 0xe8 in line {line}\. Write the file"):
         load_records(path)
 
 
@@ -349,9 +337,7 @@ def test_broken_csv(tmp_path, text, message):
 def test_broken_parquet(tmp_path):
     path = tmp_path / "all.parquet"
     path.write_bytes(b"not parquet at all")
-    with pytest.raises(
-        DataError, match=r"all\.parquet: expected a Parquet file, but reading it failed with Arrow"
-    ):
+    with pytest.raises(DataError, match=r"all\.parquet: expected a Parquet file, but reading it failed with Arrow"):
         load_records(path)
 
 
@@ -364,24 +350,18 @@ def test_broken_saved_dataset(tmp_path):
 def test_unknown_suffix(tmp_path):
     path = tmp_path / "all.jsonl.gz"
     path.write_bytes(b"\x1f\x8b")
-    with pytest.raises(
-        DataError, match=r"suffixes \.jsonl, \.json, \.csv, \.parquet, but got '\.gz'\. Convert"
-    ):
+    with pytest.raises(DataError, match=r"suffixes \.jsonl, \.json, \.csv, \.parquet, but got '\.gz'\. Convert"):
         load_records(path)
 
 
 @pytest.mark.parametrize("as_type", [str, lambda path: path])
 def test_missing_path(tmp_path, as_type):
-    with pytest.raises(
-        DataError, match=r"existing file or folder, but found nothing at .*gone\.jsonl\. Check the"
-    ):
+    with pytest.raises(DataError, match=r"existing file or folder, but found nothing at .*gone\.jsonl\. Check the"):
         load_records(as_type(tmp_path / "gone.jsonl"))
 
 
 def test_source_of_another_type():
-    with pytest.raises(
-        DataError, match=r"expected a path, .* but got a value of type list\. Make it a Dataset"
-    ):
+    with pytest.raises(DataError, match=r"expected a path, .* but got a value of type list\. Make it a Dataset"):
         load_records(make_rows())
     with pytest.raises(
         DataError, match=r"split 'train' of the dict: expected a Dataset, but got a value of type list\. Make"
@@ -391,18 +371,14 @@ def test_source_of_another_type():
 
 def test_folder_without_train(tmp_path):
     write_lines(tmp_path / "records.jsonl", make_rows())
-    with pytest.raises(
-        DataError, match=r"expected a file train .*, but the folder's files are 'records\.jsonl'\."
-    ):
+    with pytest.raises(DataError, match=r"expected a file train .*, but the folder's files are 'records\.jsonl'\."):
         load_records(tmp_path)
 
 
 def test_two_files_or_data_sets_for_one_split(tmp_path):
     for name in ("train.jsonl", "val.jsonl", "valid.jsonl"):
         write_lines(tmp_path / name, make_rows())
-    with pytest.raises(
-        DataError, match=r"one file for the split 'validation', but got 'val\.jsonl' and 'valid\.js"
-    ):
+    with pytest.raises(DataError, match=r"one file for the split 'validation', but got 'val\.jsonl' and 'valid\.js"):
         load_records(tmp_path)
     dataset = Dataset.from_list(make_rows())
     with pytest.raises(DataError, match=r"one data set for the split 'validation', but got 'val' and 'dev'"):
@@ -418,9 +394,7 @@ def test_split_column_with_unknown_values(tmp_path):
     rows = [{**row, "split": "train"} for row in make_rows()]
     rows[4]["split"] = "holdout"
     rows[6]["split"] = None
-    message = (
-        r"column 'split': expected one of train, .* but got 'holdout' in line 5, nothing \(null\) in line 7"
-    )
+    message = r"column 'split': expected one of train, .* but got 'holdout' in line 5, nothing \(null\) in line 7"
     with pytest.raises(DataError, match=message):
         load_records(write_lines(tmp_path / "all.jsonl", rows))
     rows = [{**row, "split": "test"} for row in rows]
@@ -445,14 +419,10 @@ def test_held_out_ids_that_train_does_not_know():
 
 def test_train_that_no_split_can_be_cut_from():
     rows = [{**make_rows(1)[0], "user": f"u{number}", "item": f"i{number}"} for number in range(9)]
-    with pytest.raises(
-        DataError, match=r"validation and one for test, but of 9 records only 0 can be held out"
-    ):
+    with pytest.raises(DataError, match=r"validation and one for test, but of 9 records only 0 can be held out"):
         load_records(Dataset.from_list(rows))
     source = {"train": Dataset.from_list(rows), "test": Dataset.from_list(rows[:1])}
-    with pytest.raises(
-        DataError, match=r"a split 'validation', or a train split .*Pass a split 'validation'"
-    ):
+    with pytest.raises(DataError, match=r"a split 'validation', or a train split .*Pass a split 'validation'"):
         load_records(source)
 
 

@@ -105,9 +105,7 @@ def test_dict_takes_aliases_and_leaves_other_splits_alone():
 
 
 def test_saved_to_disk(tmp_path):
-    DatasetDict({split: Dataset.from_list(rows) for split, rows in SPLIT_ROWS.items()}).save_to_disk(
-        tmp_path / "many"
-    )
+    DatasetDict({split: Dataset.from_list(rows) for split, rows in SPLIT_ROWS.items()}).save_to_disk(tmp_path / "many")
     assert rows_of(load_records(tmp_path / "many")) == EXPECTED
     Dataset.from_list(make_rows()).save_to_disk(tmp_path / "one")
     assert rows_of(load_records(tmp_path / "one")) == rows_of(load_records(Dataset.from_list(make_rows())))
@@ -166,11 +164,7 @@ def test_only_train_is_split_at_random(tmp_path, source):
 
 def test_split_column(tmp_path):
     aliases = {"train": "train", "validation": "Val", "test": " test "}
-    rows = [
-        {**row, "split": aliases[split]}
-        for split in ("test", "train", "validation")
-        for row in SPLIT_ROWS[split]
-    ]
+    rows = [{**row, "split": aliases[split]} for split in ("test", "train", "validation") for row in SPLIT_ROWS[split]]
     assert rows_of(load_records(write(tmp_path / "all.csv", rows))) == EXPECTED
     assert rows_of(load_records(Dataset.from_list(rows))) == EXPECTED
     renamed = Dataset.from_list(rows).rename_column("split", "fold")
@@ -179,8 +173,7 @@ def test_split_column(tmp_path):
 
 def test_split_column_is_ignored_where_there_are_splits():
     source = {
-        split: Dataset.from_list([{**row, "split": "nonsense"} for row in rows])
-        for split, rows in SPLIT_ROWS.items()
+        split: Dataset.from_list([{**row, "split": "nonsense"} for row in rows]) for split, rows in SPLIT_ROWS.items()
     }
     assert rows_of(load_records(source)) == EXPECTED
 
@@ -343,9 +336,7 @@ def test_contradicting_ratings_warn(caplog):
     }
     with caplog.at_level(logging.WARNING):
         load_records(source)
-    message = (
-        "2 pairs of user and item (4 records) have different ratings in different splits, such as user 'u1'"
-    )
+    message = "2 pairs of user and item (4 records) have different ratings in different splits, such as user 'u1'"
     assert message in caplog.text
 
 

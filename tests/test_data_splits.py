@@ -24,9 +24,7 @@ def make_dataset(pairs):
 
 
 def random_pairs(rng, num_records, num_users, num_items):
-    return list(
-        zip(rng.integers(num_users, size=num_records), rng.integers(num_items, size=num_records), strict=True)
-    )
+    return list(zip(rng.integers(num_users, size=num_records), rng.integers(num_items, size=num_records), strict=True))
 
 
 def assert_fits(dataset, parts):
@@ -136,9 +134,7 @@ def test_too_sparse_data_is_refused():
 
 @pytest.mark.parametrize("fractions", [(0.8, 0.2), (0.8, 0.1, 0.2), (1.0, 0.0, 0.0), (1.2, -0.1, -0.1)])
 def test_bad_fractions(fractions):
-    with pytest.raises(
-        DataError, match=r"three fractions greater than 0 that sum to 1 .*Pass \(0\.8, 0\.1, 0\.1\)"
-    ):
+    with pytest.raises(DataError, match=r"three fractions greater than 0 that sum to 1 .*Pass \(0\.8, 0\.1, 0\.1\)"):
         random_split(make_dataset([(0, 0)] * 20), fractions=fractions)
 
 
@@ -150,9 +146,7 @@ def test_bad_seed(seed):
 
 def test_bad_dataset():
     dataset = make_dataset([(0, 0)] * 20)
-    with pytest.raises(
-        DataError, match=r"but got a value of type DatasetDict\. Did you mean dataset\['train'\]\?"
-    ):
+    with pytest.raises(DataError, match=r"but got a value of type DatasetDict\. Did you mean dataset\['train'\]\?"):
         random_split(DatasetDict({"train": dataset}))
     with pytest.raises(
         DataError, match=r"'user' and 'item', but got 'user', 'asin', 'row'\. Rename columns to 'item'"

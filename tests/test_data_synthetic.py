@@ -32,17 +32,12 @@ def all_rows(data):
 
 
 def rmse(predicted, rows):
-    return float(
-        np.sqrt(np.mean([(guess - row["rating"]) ** 2 for guess, row in zip(predicted, rows, strict=True)]))
-    )
+    return float(np.sqrt(np.mean([(guess - row["rating"]) ** 2 for guess, row in zip(predicted, rows, strict=True)])))
 
 
 def bias_model(train, test, penalty=2.0):
     """Predict with a mean and a shrunken bias of each user and item, fitted by ridge regression."""
-    names = {
-        name: number
-        for number, name in enumerate(sorted({row[k] for row in train for k in ("user", "item")}))
-    }
+    names = {name: number for number, name in enumerate(sorted({row[k] for row in train for k in ("user", "item")}))}
 
     def design(rows):
         matrix = np.zeros((len(rows), len(names)))
@@ -52,9 +47,7 @@ def bias_model(train, test, penalty=2.0):
 
     features, ratings = design(train), np.asarray([row["rating"] for row in train])
     mean = ratings.mean()
-    biases = np.linalg.solve(
-        features.T @ features + penalty * np.eye(len(names)), features.T @ (ratings - mean)
-    )
+    biases = np.linalg.solve(features.T @ features + penalty * np.eye(len(names)), features.T @ (ratings - mean))
     return np.clip(mean + design(test) @ biases, 1, 5)
 
 
@@ -165,9 +158,7 @@ def test_expected_rating_by_hand():
     assert truth.expected_rating("a", "x") == pytest.approx(3 + 3 * (1 / 3) + 0.25 - 0.5)
     # 3 - 2 - 0.5 is below the scale.
     assert truth.expected_rating("b", "x") == 1.0
-    with pytest.raises(
-        DataError, match=r"such as 'a' and 'x', but got 'a' and 'y'\. Take both from its records"
-    ):
+    with pytest.raises(DataError, match=r"such as 'a' and 'x', but got 'a' and 'y'\. Take both from its records"):
         truth.expected_rating("a", "y")
 
 

@@ -28,9 +28,7 @@ class TestBothBaselines:
 
     def test_predict_before_fit(self, baseline) -> None:
         fresh = type(baseline)()
-        with pytest.raises(
-            RuntimeError, match=r"expected a fitted \w+Baseline, .* Call `fit` before `predict`"
-        ):
+        with pytest.raises(RuntimeError, match=r"expected a fitted \w+Baseline, .* Call `fit` before `predict`"):
             fresh.predict(["a"], ["x"])
 
     @pytest.mark.parametrize(
@@ -71,9 +69,7 @@ class TestBiasBaseline:
         # reg_item 3: x 1 / (2 + 3) = 1/5, y -1 / (1 + 3) = -1/4. reg_user 0: b -(1/5) / 1, so (b, x) is 4
         # again.
         predicted = (
-            BiasBaseline(reg_item=3.0, reg_user=0.0)
-            .fit(USERS, ITEMS, RATINGS)
-            .predict(["b", "new"], ["x", "y"])
+            BiasBaseline(reg_item=3.0, reg_user=0.0).fit(USERS, ITEMS, RATINGS).predict(["b", "new"], ["x", "y"])
         )
         np.testing.assert_allclose(predicted, [4.0, 4 - 1 / 4])
 
@@ -102,9 +98,7 @@ class TestBiasBaseline:
             ([4, 4, 4, 4], 1000.0),  # the mean everywhere: the strongest shrinkage is closest
         ],
     )
-    def test_shrinkage_is_chosen_on_the_validation_split(
-        self, validation_ratings: list[int], chosen: float
-    ) -> None:
+    def test_shrinkage_is_chosen_on_the_validation_split(self, validation_ratings: list[int], chosen: float) -> None:
         # Mean 4; unshrunken biases: x 1/2, y -1/2, a 1/2, b -1/2.
         users, items, ratings = ["a", "a", "b", "b"], ["x", "y", "x", "y"], [5, 4, 4, 3]
         baseline = BiasBaseline(grid=(0.0, 1000.0))
@@ -116,16 +110,12 @@ class TestBiasBaseline:
 
     def test_ties_keep_the_strongest_shrinkage(self) -> None:
         # Unknown ids get the mean whatever the shrinkage is: every choice has the same RMSE.
-        baseline = BiasBaseline(grid=(1.0, 5.0, 2.0)).fit(
-            USERS, ITEMS, RATINGS, validation=(["new"], ["new"], [4])
-        )
+        baseline = BiasBaseline(grid=(1.0, 5.0, 2.0)).fit(USERS, ITEMS, RATINGS, validation=(["new"], ["new"], [4]))
         assert (baseline.reg_item_, baseline.reg_user_) == (5.0, 5.0)
 
     @pytest.mark.parametrize("arguments", [{"reg_item": -1.0}, {"grid": ()}, {"grid": (1.0, -2.0)}])
     def test_bad_shrinkage(self, arguments: dict) -> None:
-        with pytest.raises(
-            ValueError, match=r"expected shrinkages of at least 0 and a grid of at least one, but got"
-        ):
+        with pytest.raises(ValueError, match=r"expected shrinkages of at least 0 and a grid of at least one, but got"):
             BiasBaseline(**arguments)
 
 
@@ -153,15 +143,11 @@ class TestBaselineScores:
         assert without["baseline_bias_rmse"] != tuned["baseline_bias_rmse"]
 
     def test_missing_column(self) -> None:
-        with pytest.raises(
-            ValueError, match=r"columns user, item, rating, but got the columns user, item\. Rename"
-        ):
+        with pytest.raises(ValueError, match=r"columns user, item, rating, but got the columns user, item\. Rename"):
             baseline_scores(TRAIN, None, {"user": ["a"], "item": ["x"]})
 
     def test_list_of_records(self) -> None:
-        with pytest.raises(
-            ValueError, match=r"`train` to be a Dataset .* but got list\. .*`Dataset.from_list`"
-        ):
+        with pytest.raises(ValueError, match=r"`train` to be a Dataset .* but got list\. .*`Dataset.from_list`"):
             baseline_scores([{"user": "a", "item": "x", "rating": 5}], None, TEST)
 
     def test_dataset_dict(self) -> None:

@@ -11,9 +11,7 @@ from gavamoe_hf.evaluation import baseline_scores, rating_errors, score_text
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "musical_instruments"
 
-pytestmark = pytest.mark.skipif(
-    not DATA.is_dir(), reason="the musical_instruments data is not on this machine"
-)
+pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the musical_instruments data is not on this machine")
 
 
 def _scores(name: str) -> dict[str, float]:

@@ -145,9 +145,7 @@ class TestFeatureMatch:
         assert feature_match(predictions, [["Sound quality"]] * 4) == pytest.approx(1 / 4)
 
     def test_repeated_match_counts_once(self) -> None:
-        assert feature_match(["pick pick pick", "cable"], [["pick", "pick"], ["pick"]]) == pytest.approx(
-            1 / 2
-        )
+        assert feature_match(["pick pick pick", "cable"], [["pick", "pick"], ["pick"]]) == pytest.approx(1 / 2)
 
     def test_feature_made_of_symbols(self) -> None:
         assert feature_match(["learn C++ now", "learn C now"], [["c++"], ["c++"]]) == pytest.approx(1 / 2)
@@ -156,15 +154,11 @@ class TestFeatureMatch:
         assert feature_match(["a", "b"], [[], [" "]]) is None
 
     def test_bare_string_as_features(self) -> None:
-        with pytest.raises(
-            ValueError, match=r"got the string 'tone' at position 1\. Wrap it in a list: \['tone'\]"
-        ):
+        with pytest.raises(ValueError, match=r"got the string 'tone' at position 1\. Wrap it in a list: \['tone'\]"):
             feature_match(["a", "b"], [["a"], "tone"])
 
     def test_lengths_differ(self) -> None:
-        with pytest.raises(
-            ValueError, match=r"got 2 predictions and 1 lists of features\. Pass an empty list"
-        ):
+        with pytest.raises(ValueError, match=r"got 2 predictions and 1 lists of features\. Pass an empty list"):
             feature_match(["a", "b"], [["a"]])
 
 
@@ -203,9 +197,7 @@ class TestScoreText:
 @pytest.mark.parametrize("metric", [bleu, rouge, score_text])
 class TestPairErrors:
     def test_lengths_differ(self, metric) -> None:
-        with pytest.raises(
-            ValueError, match=r"one reference for each prediction, but got 2 .* 1 .*Pass both"
-        ):
+        with pytest.raises(ValueError, match=r"one reference for each prediction, but got 2 .* 1 .*Pass both"):
             metric(["a", "b"], ["a"])
 
     def test_nothing_to_score(self, metric) -> None:
@@ -213,15 +205,11 @@ class TestPairErrors:
             metric([], [])
 
     def test_one_string(self, metric) -> None:
-        with pytest.raises(
-            ValueError, match=r"`predictions` to be a list of strings, but got one string\. Wrap"
-        ):
+        with pytest.raises(ValueError, match=r"`predictions` to be a list of strings, but got one string\. Wrap"):
             metric("abc", ["a", "b", "c"])
 
     def test_not_a_string(self, metric) -> None:
-        with pytest.raises(
-            ValueError, match=r"strings in `references`, but got NoneType at position 1\. Pass"
-        ):
+        with pytest.raises(ValueError, match=r"strings in `references`, but got NoneType at position 1\. Pass"):
             metric(["a", "b"], ["a", None])
 
 
@@ -237,9 +225,7 @@ class TestMissingPackages:
 
     @pytest.mark.parametrize("package", ["sacrebleu", "rouge_score"])
     def test_names_the_extra(self, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(
-            sys.modules, package, None
-        )  # what Python does for a module that must not be imported
+        monkeypatch.setitem(sys.modules, package, None)  # what Python does for a module that must not be imported
         message = rf'could not import {package}\. Install them with `pip install "gavamoe-hf\[metrics\]"`'
         with pytest.raises(ImportError, match=message):
             require_text_metrics()

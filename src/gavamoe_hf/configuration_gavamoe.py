@@ -149,6 +149,9 @@ class GaVaMoEConfig(LlamaConfig):
     decoder_sparse_step: int = 1
 
     def __post_init__(self, **kwargs):
+        # As a field of its own, which `@strict` checks the type of; the alias alone is set unchecked
+        if "num_experts" in kwargs:
+            self.num_local_experts = kwargs.pop("num_experts")
         self.rating_levels = [float(level) for level in self.rating_levels]
         if self.positive_rating_threshold is None and len(self.rating_levels) > 0:
             self.positive_rating_threshold = (self.rating_levels[0] + self.rating_levels[-1]) / 2
@@ -174,6 +177,8 @@ class GaVaMoEConfig(LlamaConfig):
             "latent_size",
             "vae_embedding_size",
             "vae_num_layers",
+            "vae_intermediate_size",
+            "vae_decoder_hidden_size",
         ):
             _require(getattr(self, name) >= 1, f"`{name}` must be at least 1, got {getattr(self, name)}.")
         _require(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 from .modeling_gavamoe import GaVaMoEForCausalLM
 from .processing_gavamoe import GaVaMoEProcessor
@@ -27,9 +28,7 @@ def load_checkpoint(path_or_id: str, **kwargs) -> tuple[GaVaMoEForCausalLM, GaVa
     if folder.is_dir():
         check_checkpoint(folder)
     elif folder.exists() or str(path_or_id).startswith(("/", ".", "~")):
-        raise FileNotFoundError(
-            f"Expected a checkpoint folder or a Hub id, but there is no folder {path_or_id}."
-        )
+        raise FileNotFoundError(f"Expected a checkpoint folder or a Hub id, but there is no folder {path_or_id}.")
     model = GaVaMoEForCausalLM.from_pretrained(path_or_id, **kwargs).eval()
     return model, GaVaMoEProcessor.from_pretrained(path_or_id, **kwargs)
 
@@ -42,12 +41,15 @@ def check_checkpoint(folder: Path) -> None:
             try:
                 json.loads((folder / name).read_text(encoding="utf-8"))
             except ValueError as error:
-                raise ValueError(
-                    f"{folder / name} is not valid JSON: truncated? ({error}) Save it again."
-                ) from error
+                raise ValueError(f"{folder / name} is not valid JSON: truncated? ({error}) Save it again.") from error
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        try:
+            shards = sorted(set(_read_json(index)["weight_map"].values()))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{index} is not an index of weights: no `weight_map`. Save or download it again."
+            ) from error
     else:
         shards = ["model.safetensors"]
     for shard in shards:
@@ -63,6 +65,13 @@ def _require_file(path: Path) -> None:
         )
 
 
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: truncated? ({error}) Save it again.") from error
+
+
 def _check_safetensors(path: Path) -> None:
     """Compares the file's size with what its header announces, without reading the weights."""
     size = path.stat().st_size
@@ -73,7 +82,7 @@ def _check_safetensors(path: Path) -> None:
     try:
         tensors = json.loads(header)
         end = max(entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__")
-    except ValueError as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} has no readable header: truncated? Save or download it again.") from error
     if size != 8 + length + end:
         raise ValueError(

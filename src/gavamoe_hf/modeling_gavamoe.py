@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
@@ -184,9 +185,7 @@ class GaVaMoEMultiGateRouter(nn.Module):
         super().__init__()
         self.top_k = config.num_experts_per_tok
         self.norm_topk_prob = config.norm_topk_prob
-        self.weight = nn.Parameter(
-            torch.empty(config.num_clusters, config.num_local_experts, config.hidden_size)
-        )
+        self.weight = nn.Parameter(torch.empty(config.num_clusters, config.num_local_experts, config.hidden_size))
 
     def forward(
         self, hidden_states: torch.Tensor, gate_index: torch.LongTensor
@@ -480,9 +479,7 @@ class GaVaMoEForCausalLM(GaVaMoEPreTrainedModel, LlamaForCausalLM):
             )
         loss = nll_loss = None
         if labels is not None:
-            nll_loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
-            )
+            nll_loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
             loss = nll_loss
             if aux_loss is not None:
                 loss = loss + self.config.router_aux_loss_coef * aux_loss.to(loss.device)
@@ -496,6 +493,8 @@ class GaVaMoEForCausalLM(GaVaMoEPreTrainedModel, LlamaForCausalLM):
 
     def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, **kwargs) -> dict[str, Any]:
         model_inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        # A flag of training: the load-balancing loss of one step means nothing, and the mask covers all steps
+        model_inputs["output_router_logits"] = False
         # The placeholders are in the prompt, whose keys and values are cached after the first step
         if kwargs.get("use_cache", True) and not kwargs.get("is_first_iteration", False):
             model_inputs.pop("user_id", None)
@@ -531,7 +530,7 @@ class GaVaMoEForCausalLM(GaVaMoEPreTrainedModel, LlamaForCausalLM):
             kwargs: everything that `generate` takes.
 
         Returns:
-            What `generate` returns: prompts with their continuations.
+            What `generate` returns: prompts with their continuations, in which there are no placeholder tokens.
 
         Raises:
             `ValueError`: for missing or unfit ids or prompts; `IndexError`: for an id outside the tables.
@@ -542,9 +541,7 @@ class GaVaMoEForCausalLM(GaVaMoEPreTrainedModel, LlamaForCausalLM):
         input_ids = kwargs.pop("input_ids", inputs)
         attention_mask = kwargs.pop("attention_mask", None)
         if input_ids is None and kwargs.get("inputs_embeds") is None:
-            input_ids, attention_mask, negative_input_ids, negative_attention_mask = self._stored_prompts(
-                len(user_id)
-            )
+            input_ids, attention_mask, negative_input_ids, negative_attention_mask = self._stored_prompts(len(user_id))
         if negative_input_ids is not None:
             negative = self.predict_rating(user_id, item_id) < self.config.positive_rating_threshold
             negative = negative[:, None] & (negative_input_ids[:, -1:] >= 0)
@@ -561,6 +558,11 @@ class GaVaMoEForCausalLM(GaVaMoEPreTrainedModel, LlamaForCausalLM):
             kwargs["attention_mask"] = attention_mask
         if self.config.num_local_experts > 0:
             kwargs["gate_index"] = self.gate_index(user_id, item_id)
+        # A placeholder stands for an embedding and no text: a second one in the sequence would mean nothing
+        placeholders = [token for token in (self.config.user_token_id, self.config.item_token_id) if token is not None]
+        if placeholders:
+            suppress = SuppressTokensLogitsProcessor(placeholders, device=self.device)
+            kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), suppress])
         return super().generate(None, *args, user_id=user_id, item_id=item_id, **kwargs)
 
     def _pair_tensors(self, user_id: Any, item_id: Any) -> tuple[torch.LongTensor, torch.LongTensor]:
@@ -569,13 +571,23 @@ class GaVaMoEForCausalLM(GaVaMoEPreTrainedModel, LlamaForCausalLM):
         for name, ids in (("user_id", user_id), ("item_id", item_id)):
             if ids is None:
                 raise ValueError(f"Expected `user_id` and `item_id`, but `{name}` is missing.")
-            ids = torch.as_tensor(ids, device=self.device)
-            if ids.dtype == torch.bool or ids.is_floating_point() or ids.ndim > 1 or ids.numel() == 0:
+            try:
+                tensor = torch.as_tensor(ids, device=self.device)
+                got = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+            except (TypeError, ValueError, RuntimeError):
+                tensor, got = None, repr(ids)[:100]
+            if (
+                tensor is None
+                or tensor.dtype == torch.bool
+                or tensor.is_floating_point()
+                or tensor.ndim > 1
+                or tensor.numel() == 0
+            ):
                 raise ValueError(
-                    f"Expected `{name}` as an int, a list of ints or an integer tensor of shape (batch_size,), but got "
-                    f"{ids.dtype} of shape {tuple(ids.shape)}. Raw ids are looked up by the checkpoint's processor."
+                    f"Expected `{name}` as an int, a list of ints or an integer tensor of shape (batch_size,), but "
+                    f"got {got}. Raw ids are looked up by the checkpoint's processor."
                 )
-            tensors.append(ids.long().reshape(-1))
+            tensors.append(tensor.long().reshape(-1))
         user_id, item_id = tensors
         if len(user_id) != len(item_id) and 1 not in (len(user_id), len(item_id)):
             raise ValueError(
@@ -674,9 +686,7 @@ class GaVaMoEForCausalLM(GaVaMoEPreTrainedModel, LlamaForCausalLM):
         shares = []
         for logits in outputs.router_logits:
             chosen = logits.view(*input_ids.shape, -1).topk(self.config.num_experts_per_tok, dim=-1).indices
-            counts = (
-                F.one_hot(chosen, self.config.num_experts).sum(dim=2) * attention_mask[..., None]
-            )  # [B, T, X]
+            counts = F.one_hot(chosen, self.config.num_experts).sum(dim=2) * attention_mask[..., None]  # [B, T, X]
             shares.append(counts.sum(dim=1) / counts.sum(dim=(1, 2))[:, None])
         report.expert_share = torch.stack(shares, dim=1)
         return report

@@ -2,6 +2,7 @@
 """The processor of GaVaMoE: raw user and item ids, ratings and features to model inputs, and tokens back to text."""
 
 import difflib
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,10 @@ PROMPT_TEMPLATE_WITHOUT_FEATURES = (
 
 # Stands for the features while the chat template is rendered; a private-use character that no template contains.
 _SLOT = "\ue000"
+
+# A fast tokenizer keeps `split_special_tokens` as state: between two threads, text of one could be read by the rule of
+# the other. Of the module, since a processor with a lock could be neither copied nor pickled.
+_TOKENIZER_LOCK = threading.Lock()
 
 
 @dataclass
@@ -122,7 +127,9 @@ class GaVaMoEProcessor(ProcessorMixin):
                 f"Expected a tokenizer without the placeholder tokens, but it already has {taken}. Start from the base "
                 "model's own tokenizer, or continue from a GaVaMoE checkpoint with its processor."
             )
-        return tokenizer.add_special_tokens({"additional_special_tokens": [USER_TOKEN, ITEM_TOKEN]}) or 2
+        tokens = {"additional_special_tokens": [USER_TOKEN, ITEM_TOKEN]}
+        # Beside those that the base has already, such as the marks of its chat template
+        return tokenizer.add_special_tokens(tokens, replace_extra_special_tokens=False)
 
     @property
     def user_token_id(self) -> int:
@@ -193,9 +200,7 @@ class GaVaMoEProcessor(ProcessorMixin):
             "features": len(feature_lists),
         }
         if count == 0 or len(set(lengths.values())) > 1:
-            raise ValueError(
-                f"Expected one user, item, rating and feature list for each pair, but got {lengths}."
-            )
+            raise ValueError(f"Expected one user, item, rating and feature list for each pair, but got {lengths}.")
         pairs = []
         for raw_user, raw_item, value, names in zip(users, items, ratings, feature_lists, strict=True):
             item_index = self.item_index(raw_item)
@@ -280,7 +285,12 @@ class GaVaMoEProcessor(ProcessorMixin):
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of text from data, none of which is a special token."""
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return self._tokenize(text, split_special_tokens=True)
+
+    def _tokenize(self, text: str, split_special_tokens: bool) -> list[int]:
+        with _TOKENIZER_LOCK:
+            encoding = self.tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens)
+        return encoding["input_ids"]
 
     def encode_record(
         self,
@@ -327,10 +337,12 @@ class GaVaMoEProcessor(ProcessorMixin):
     def _render(self, sentiment: str, with_features: bool) -> list[list[int]]:
         """The prompt as token ids, in the pieces before and after the features."""
         template = self.prompt_template if with_features else self.prompt_template_without_features
+        if {template.count("{features}"), template.count(" {features}")} != {int(with_features)}:
+            raise ValueError(
+                f'Expected " {{features}}" {int(with_features)} time(s) in the prompt template, but got {template!r}.'
+            )
         # The blank before the features belongs to their own first token
-        turn = template.replace(" {features}", _SLOT).format(
-            sentiment=sentiment, item=ITEM_TOKEN, user=USER_TOKEN
-        )
+        turn = template.replace(" {features}", _SLOT).format(sentiment=sentiment, item=ITEM_TOKEN, user=USER_TOKEN)
         if self.chat_template is not None:
             messages = [{"role": "system", "content": self.system_prompt}, {"role": "user", "content": turn}]
             text = self.tokenizer.apply_chat_template(
@@ -341,9 +353,9 @@ class GaVaMoEProcessor(ProcessorMixin):
         pieces = text.split(_SLOT)
         if len(pieces) != 1 + with_features:
             raise ValueError(
-                f'Expected " {{features}}" {int(with_features)} time(s) in the prompt template, but got {template!r}.'
+                f"Expected a chat template that states the user turn once, but it gave it {len(pieces) - 1} time(s)."
             )
-        return [self.tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in pieces]
+        return [self._tokenize(piece, split_special_tokens=False) for piece in pieces]
 
     def _left_pad(self, rows: list[list[int]]) -> tuple[torch.LongTensor, torch.LongTensor]:
         length = max(map(len, rows))

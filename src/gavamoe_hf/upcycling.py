@@ -61,9 +61,7 @@ def upcycle_llama(
     model.generation_config = base.generation_config
     new = sum(parameter.numel() for parameter in model.parameters())
     old = sum(parameter.numel() for parameter in base.parameters())
-    logger.info(
-        "Upcycled %s: %.1f M parameters, %.1f M of them new", expert_init, new / 1e6, (new - old) / 1e6
-    )
+    logger.info("Upcycled %s: %.1f M parameters, %.1f M of them new", expert_init, new / 1e6, (new - old) / 1e6)
     return model
 
 

@@ -196,9 +196,7 @@ class GaVaMoERatingModel(PreTrainedModel):
         item = torch.where(item_id[:, None] < 0, self.population_item, item)
         return torch.stack([user, item], dim=1)
 
-    def encode(
-        self, pair_embeddings: torch.Tensor, dropout: float = 0.0
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(self, pair_embeddings: torch.Tensor, dropout: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
         """
         q(z | pair) (eq. 1).
 
@@ -226,9 +224,7 @@ class GaVaMoERatingModel(PreTrainedModel):
 
     def expected_rating(self, rating_logits: torch.Tensor) -> torch.Tensor:
         """Expected rating `(batch_size,)` on the rating scale."""
-        levels = torch.tensor(
-            self.config.rating_levels, device=rating_logits.device, dtype=rating_logits.dtype
-        )
+        levels = torch.tensor(self.config.rating_levels, device=rating_logits.device, dtype=rating_logits.dtype)
         if self.config.rating_likelihood == "categorical":
             return rating_logits.softmax(dim=-1) @ levels
         return levels[0] + rating_logits.sigmoid().squeeze(-1) * (levels[-1] - levels[0])

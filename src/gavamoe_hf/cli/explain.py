@@ -23,9 +23,7 @@ class ExplainArguments:
         metadata={"help": "Features to talk about; those that the item is known by if not given."},
     )
     max_new_tokens: int = field(default=40, metadata={"help": "Most tokens of an explanation. Paper: 30."})
-    temperature: float = field(
-        default=0.0, metadata={"help": "Sampling temperature; 0 decodes greedily. Paper: 0.7."}
-    )
+    temperature: float = field(default=0.0, metadata={"help": "Sampling temperature; 0 decodes greedily. Paper: 0.7."})
     seed: int = field(default=0, metadata={"help": "Seed of sampling."})
     json: bool = field(default=False, metadata={"help": "Print a JSON object instead of sentences."})
 
@@ -42,9 +40,7 @@ def run(argv: list[str]) -> None:
 
     model, processor = load_checkpoint(args.model)
     set_seed(args.seed)
-    sampling = (
-        {"do_sample": True, "temperature": args.temperature} if args.temperature > 0 else {"do_sample": False}
-    )
+    sampling = {"do_sample": True, "temperature": args.temperature} if args.temperature > 0 else {"do_sample": False}
     explained = model.explain(
         processor,
         user=args.user,

@@ -13,9 +13,7 @@ def run(argv: list[str]) -> None:
     from ..training.pipeline import DataArguments, ModelArguments, RatingArguments, run_training
     from ..training.sft_config import GaVaMoESFTConfig
 
-    parser = TrlParser(
-        (DataArguments, ModelArguments, RatingArguments, GaVaMoESFTConfig), prog="gavamoe train"
-    )
+    parser = TrlParser((DataArguments, ModelArguments, RatingArguments, GaVaMoESFTConfig), prog="gavamoe train")
     arguments = parser.parse_args_and_config(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers_logging.set_verbosity_warning()

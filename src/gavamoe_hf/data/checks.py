@@ -95,9 +95,7 @@ def clean_table(records: RawRecords, names: Mapping[str, str], rating_levels: Se
         "user": _clean_ids(records, names["user"]),
         "item": _clean_ids(records, names["item"]),
         "rating": _clean_ratings(records, names["rating"], rating_levels),
-        "feature": _clean_features(records, feature)
-        if feature in records.columns
-        else [[]] * records.num_rows,
+        "feature": _clean_features(records, feature) if feature in records.columns else [[]] * records.num_rows,
         "explanation": _clean_explanations(records, names["explanation"]),
     }
     types = {"rating": pa.float64(), "feature": pa.list_(pa.string())}
@@ -125,9 +123,7 @@ def clean_split_names(records: RawRecords, name: str) -> np.ndarray:
         DataError: A row names no split.
     """
     values = records.columns[name]
-    splits = [
-        SPLIT_ALIASES.get(value.strip().lower()) if isinstance(value, str) else None for value in values
-    ]
+    splits = [SPLIT_ALIASES.get(value.strip().lower()) if isinstance(value, str) else None for value in values]
     bad = [index for index, split in enumerate(splits) if split is None]
     if bad:
         expected = f"one of {', '.join(SPLIT_ALIASES)}"
@@ -233,9 +229,7 @@ def _feature_words(value: Any) -> list[str] | None:
     if value is None or value != value:  # NaN: how pandas writes a missing string
         return []
     words = [value] if isinstance(value, str) else value
-    if not isinstance(words, list | tuple) or not all(
-        isinstance(word, str) or word is None for word in words
-    ):
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) or word is None for word in words):
         return None
     return [word.strip() for word in words if word and not word.isspace()]
 
@@ -254,11 +248,7 @@ def _text_feature(value: str) -> list[str] | None:
 
 def _clean_explanations(records: RawRecords, name: str) -> list[str]:
     values = records.columns[name]
-    bad = [
-        index
-        for index, value in enumerate(values)
-        if not isinstance(value, str) or not value or value.isspace()
-    ]
+    bad = [index for index, value in enumerate(values) if not isinstance(value, str) or not value or value.isspace()]
     if bad:
         expected = "an explanation (a string that is not empty)"
         raise _row_error(records, name, values, bad, expected, "Write one for these rows, or drop them.")

@@ -46,9 +46,7 @@ def show_rows(found: Sequence[tuple[int, str]], total: int, unit: str = "row") -
     shown = ", ".join(f"{value} in {unit} {number}" for number, value in found[:_ROWS_SHOWN])
     if total == 1:
         return shown
-    first = (
-        f"the first {_ROWS_SHOWN} of {total} {unit}s" if total > _ROWS_SHOWN else f"{total} {unit}s in all"
-    )
+    first = f"the first {_ROWS_SHOWN} of {total} {unit}s" if total > _ROWS_SHOWN else f"{total} {unit}s in all"
     return f"{shown} ({first})"
 
 

@@ -198,17 +198,13 @@ def _read_file(path: Path, wanted: Collection[str]) -> RawRecords:
         else:
             records = _read_json(path, wanted)
     except OSError as error:
-        raise DataError(
-            f"{path}: expected a readable file, but got {error}. Check its permissions."
-        ) from error
+        raise DataError(f"{path}: expected a readable file, but got {error}. Check its permissions.") from error
     return _not_empty(records)
 
 
 def _not_empty(records: RawRecords) -> RawRecords:
     if not records.num_rows:
-        raise DataError(
-            f"{records.where}: expected at least one record, but got no rows. Check how it was written."
-        )
+        raise DataError(f"{records.where}: expected at least one record, but got no rows. Check how it was written.")
     return records
 
 

@@ -64,9 +64,7 @@ def load_records(
     """
     levels = _check_levels(rating_levels)
     if unknown_held_out not in ("error", "drop"):
-        raise DataError(
-            f"expected unknown_held_out 'error' or 'drop', but got {unknown_held_out!r}. Pass 'error'."
-        )
+        raise DataError(f"expected unknown_held_out 'error' or 'drop', but got {unknown_held_out!r}. Pass 'error'.")
     names = _resolve_names(column_mapping)
     asked = {ours: names[ours] for ours in names if ours in REQUIRED or ours in (column_mapping or {})}
 

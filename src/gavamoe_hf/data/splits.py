@@ -15,9 +15,7 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 
 
-def random_split(
-    dataset: Dataset, fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0
-) -> DatasetDict:
+def random_split(dataset: Dataset, fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0) -> DatasetDict:
     """
     Split records at random so that every user and item of validation and test also occurs in train.
 
@@ -39,14 +37,8 @@ def random_split(
             validation and a test split that are not empty; or `fractions` or `seed` is not valid.
     """
     if not isinstance(dataset, Dataset):
-        hint = (
-            " Did you mean dataset['train']?"
-            if isinstance(dataset, DatasetDict)
-            else " Make it a Dataset first."
-        )
-        raise DataError(
-            f"random_split: expected a Dataset, but got a value of type {type(dataset).__name__}.{hint}"
-        )
+        hint = " Did you mean dataset['train']?" if isinstance(dataset, DatasetDict) else " Make it a Dataset first."
+        raise DataError(f"random_split: expected a Dataset, but got a value of type {type(dataset).__name__}.{hint}")
     missing = [name for name in ("user", "item") if name not in dataset.column_names]
     if missing:
         raise DataError(
@@ -159,17 +151,13 @@ def _codes(ids: pd.Series, name: str) -> np.ndarray:
     return codes
 
 
-def _take_greedily(
-    user_codes: np.ndarray, item_codes: np.ndarray, order: np.ndarray, size: int
-) -> np.ndarray:
+def _take_greedily(user_codes: np.ndarray, item_codes: np.ndarray, order: np.ndarray, size: int) -> np.ndarray:
     """Take rows in the given order, as long as their user and item still occur in another row."""
     # Plain lists: indexing them one at a time is several times faster than indexing arrays.
     user_left = np.bincount(user_codes).tolist()
     item_left = np.bincount(item_codes).tolist()
     chosen: list[int] = []
-    for row, user, item in zip(
-        order.tolist(), user_codes[order].tolist(), item_codes[order].tolist(), strict=True
-    ):
+    for row, user, item in zip(order.tolist(), user_codes[order].tolist(), item_codes[order].tolist(), strict=True):
         if len(chosen) == size:
             break
         if user_left[user] > 1 and item_left[item] > 1:

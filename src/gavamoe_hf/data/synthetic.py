@@ -203,15 +203,12 @@ class SyntheticTruth:
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise DataError(
-                f"{path}: expected the truth of synthetic data, but got {error}. {remedy}"
-            ) from error
+            raise DataError(f"{path}: expected the truth of synthetic data, but got {error}. {remedy}") from error
         names = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in names if not isinstance(content, dict) or name not in content]
         if missing:
             raise DataError(
-                f"{path}: expected the truth of synthetic data, but {show_names(missing)} are missing. "
-                f"{remedy}"
+                f"{path}: expected the truth of synthetic data, but {show_names(missing)} are missing. {remedy}"
             )
         try:
             values = {name: content[name] for name in names}
@@ -220,9 +217,7 @@ class SyntheticTruth:
             values["group_preferences"] = np.asarray(values["group_preferences"], dtype=np.int64)
             values["item_aspects"] = {item: tuple(names) for item, names in values["item_aspects"].items()}
         except (TypeError, AttributeError, ValueError) as error:
-            raise DataError(
-                f"{path}: expected the truth of synthetic data, but got {error}. {remedy}"
-            ) from error
+            raise DataError(f"{path}: expected the truth of synthetic data, but got {error}. {remedy}") from error
         return cls(**values)
 
 
@@ -389,16 +384,12 @@ def _draw_records(truth: SyntheticTruth, rng: np.random.Generator) -> list[dict[
     return records
 
 
-def _pick_feature(
-    truth: SyntheticTruth, user: str, item: str, is_positive: bool, rng: np.random.Generator
-) -> str:
+def _pick_feature(truth: SyntheticTruth, user: str, item: str, is_positive: bool, rng: np.random.Generator) -> str:
     """Pick an aspect that agrees with the rating, as far as the item has one."""
     sign = 1 if is_positive else -1
     agreement = [sign * truth.preference(user, aspect) for aspect in truth.item_aspects[item]]
     best = [
-        aspect
-        for aspect, value in zip(truth.item_aspects[item], agreement, strict=True)
-        if value == max(agreement)
+        aspect for aspect, value in zip(truth.item_aspects[item], agreement, strict=True) if value == max(agreement)
     ]
     return best[rng.integers(len(best))]
 

@@ -168,8 +168,7 @@ def find_wording(text: str, num_groups: int = len(WORDINGS)) -> int | None:
     """
     words = re.findall(r"[a-z]+", text.lower())
     counts = [
-        sum(word in (*wording.markers, *wording.praise, *wording.blame) for word in words)
-        for wording in WORDINGS
+        sum(word in (*wording.markers, *wording.praise, *wording.blame) for word in words) for wording in WORDINGS
     ]
     best = max(counts)
     if best == 0 or counts.count(best) > 1 or counts.index(best) >= num_groups:

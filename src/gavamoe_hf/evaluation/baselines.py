@@ -28,9 +28,7 @@ def _check_lengths(users: Sequence[Hashable], items: Sequence[Hashable]) -> None
         )
 
 
-def _check_triples(
-    users: Sequence[Hashable], items: Sequence[Hashable], ratings: Sequence[float]
-) -> np.ndarray:
+def _check_triples(users: Sequence[Hashable], items: Sequence[Hashable], ratings: Sequence[float]) -> np.ndarray:
     """Return the ratings as an array once the three columns are known to pair up."""
     _check_lengths(users, items)
     values = np.asarray(ratings, dtype=np.float64)
@@ -237,9 +235,7 @@ class BiasBaseline:
         """
         _check_lengths(users, items)
         mean = _fitted(self.mean_, "BiasBaseline")
-        return (
-            mean + self._user_bias[_lookup(users, self._users)] + self._item_bias[_lookup(items, self._items)]
-        )
+        return mean + self._user_bias[_lookup(users, self._users)] + self._item_bias[_lookup(items, self._items)]
 
 
 def _fitted(mean: float | None, name: str) -> float:

@@ -83,9 +83,7 @@ def score_predictions(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     if not rows:
         raise ValueError("Expected at least one prediction to score, but got none.")
     ratings = rating_errors([row["predicted_rating"] for row in rows], [row["rating"] for row in rows])
-    features = [
-        [row["feature"]] if isinstance(row["feature"], str) else list(row["feature"] or []) for row in rows
-    ]
+    features = [[row["feature"]] if isinstance(row["feature"], str) else list(row["feature"] or []) for row in rows]
     texts = score_text([row["prediction"] for row in rows], [row["reference"] for row in rows], features)
     return {**ratings, **texts}
 
@@ -110,8 +108,6 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 def min_cluster_share(model: Any, user_id: torch.Tensor, item_id: torch.Tensor) -> float:
     """Smallest share of the pairs in a cluster, of all `num_clusters` of them."""
-    clusters = torch.cat(
-        [model.gate_index(u, i).cpu() for u, i in zip(user_id.split(8192), item_id.split(8192))]
-    )
+    clusters = torch.cat([model.gate_index(u, i).cpu() for u, i in zip(user_id.split(8192), item_id.split(8192))])
     counts = torch.bincount(clusters, minlength=model.config.num_clusters)
     return counts.min().item() / len(clusters)

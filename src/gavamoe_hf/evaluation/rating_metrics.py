@@ -14,9 +14,7 @@ def _as_ratings(values: Sequence[float] | np.ndarray, name: str) -> np.ndarray:
             "Pass a flat list or squeeze the array."
         )
     if array.size == 0:
-        raise ValueError(
-            f"expected at least one rating in `{name}`, but got none. Check that the split is not empty."
-        )
+        raise ValueError(f"expected at least one rating in `{name}`, but got none. Check that the split is not empty.")
     finite = np.isfinite(array)
     if not finite.all():
         position = int(np.argmin(finite))
@@ -27,9 +25,7 @@ def _as_ratings(values: Sequence[float] | np.ndarray, name: str) -> np.ndarray:
     return array
 
 
-def rating_errors(
-    predicted: Sequence[float] | np.ndarray, actual: Sequence[float] | np.ndarray
-) -> dict[str, float]:
+def rating_errors(predicted: Sequence[float] | np.ndarray, actual: Sequence[float] | np.ndarray) -> dict[str, float]:
     """
     Root mean squared error and mean absolute error of predicted ratings, in stars.
 

@@ -42,9 +42,7 @@ def _check_texts(texts: Sequence[str], name: str) -> None:
     if isinstance(texts, str):
         raise ValueError(f"expected `{name}` to be a list of strings, but got one string. Wrap it in a list.")
     if len(texts) == 0:
-        raise ValueError(
-            f"expected at least one text in `{name}`, but got none. Check that the split is not empty."
-        )
+        raise ValueError(f"expected at least one text in `{name}`, but got none. Check that the split is not empty.")
     for position, text in enumerate(texts):
         if not isinstance(text, str):
             raise ValueError(
@@ -153,8 +151,7 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     _check_texts(texts, "texts")
     if n < 1:
         raise ValueError(
-            f"expected an n-gram length `n` of at least 1, but got {n}. "
-            "Use 1 for Distinct-1 or 2 for Distinct-2."
+            f"expected an n-gram length `n` of at least 1, but got {n}. Use 1 for Distinct-1 or 2 for Distinct-2."
         )
     total = 0
     unique: set[tuple[str, ...]] = set()

@@ -75,9 +75,7 @@ class ModelArguments:
     hidden_size: int = field(default=256, metadata={"help": "Width of a model from scratch."})
     num_hidden_layers: int = field(default=4, metadata={"help": "Layers of a model from scratch."})
     num_attention_heads: int = field(default=4, metadata={"help": "Attention heads of a model from scratch."})
-    vocab_size: int = field(
-        default=8000, metadata={"help": "Most tokens of a tokenizer trained from scratch."}
-    )
+    vocab_size: int = field(default=8000, metadata={"help": "Most tokens of a tokenizer trained from scratch."})
     attention_dropout: float = field(default=0.0, metadata={"help": "Dropout of a model from scratch."})
 
 

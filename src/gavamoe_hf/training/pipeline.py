@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from datasets import DatasetDict
@@ -49,7 +49,7 @@ _RATING_OPTIONS = (
     "autoencoder_epochs",
     "per_device_train_batch_size",
     "weight_decay",
-    "elbo_learning_rate_scale",
+    "autoencoder_learning_rates",
     "elbo_embedding_learning_rate_scale",
     "cluster_weight",
     "kl_warmup_epochs",
@@ -57,23 +57,21 @@ _RATING_OPTIONS = (
 )
 
 
-_FIELDS = {option.name: option for option in dataclasses.fields(RatingTrainingArguments)}
-RatingArguments = make_dataclass(
-    "RatingArguments",
-    [
-        (
-            f"rating_{name}",
-            type(_FIELDS[name].default),
-            field(
-                default=_FIELDS[name].default, metadata={"help": f"Stage 1. {_FIELDS[name].metadata['help']}"}
-            ),
-        )
-        for name in _RATING_OPTIONS
-    ],
-)
-RatingArguments.__doc__ = (
-    "Options of stage 1: those of [`RatingTrainingArguments`], with the prefix `rating_`."
-)
+
+
+def _rating_options() -> list[tuple[str, Any, Any]]:
+    hints = get_type_hints(RatingTrainingArguments)
+    options = []
+    for option in dataclasses.fields(RatingTrainingArguments):
+        if option.name in _RATING_OPTIONS:
+            metadata = {"help": f"Stage 1. {option.metadata['help']}"}
+            default = field(default=option.default, default_factory=option.default_factory, metadata=metadata)
+            options.append((f"rating_{option.name}", hints[option.name], default))
+    return options
+
+
+RatingArguments = make_dataclass("RatingArguments", _rating_options())
+RatingArguments.__doc__ = "Options of stage 1: those of [`RatingTrainingArguments`], with the prefix `rating_`."
 
 
 @dataclass

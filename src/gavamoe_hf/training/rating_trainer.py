@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import shutil
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..processing_gavamoe import GaVaMoEProcessor
 from ..vae_gmm_gavamoe import GaVaMoERatingModel
-from .mixture import cluster_shares, initialize_decoder_bias, initialize_mixture
+from .initialization import cluster_shares, initialize_decoder_bias, initialize_mixture, initialize_tables
 from .optimizer import grouped_optimizer
 
 logger = logging.getLogger(__name__)
@@ -71,39 +72,39 @@ class RatingDataset(Dataset):
 class RatingTrainingArguments(TrainingArguments):
     """
     Arguments of [`RatingTrainer`]: those of [`~transformers.TrainingArguments`] and the ones below. Defaults that
-    differ: `learning_rate` 1e-3, `per_device_train_batch_size` 64 (the paper's batch is 4096, for hundreds of
+    differ: `learning_rate` 1e-3 (that of the ELBO phase), `per_device_train_batch_size` 64 (the paper's batch is 4096, for hundreds of
     thousands of ratings), `weight_decay` 0.1, evaluation and saving every epoch.
     """
 
     learning_rate: float = field(
-        default=1e-3, metadata={"help": "Peak learning rate of AdamW. Paper: 1e-5 at batch 4096."}
+        default=1e-3, metadata={"help": "Peak learning rate of the ELBO phase. Paper: 1e-5 at batch 4096."}
+    )
+    autoencoder_learning_rates: list[float] = field(
+        default_factory=lambda: [5e-4, 3e-3],
+        metadata={
+            "help": "Learning rates of the autoencoder phase, which is run once for each; the run with the best "
+            "validation loss goes on. Sparse ratings want a small one, and who likes what is found by a large one."
+        },
     )
     num_train_epochs: float = field(
         default=12,
         metadata={"help": "Most epochs of the ELBO phase, after the autoencoder phase. Paper: 30."},
     )
     autoencoder_epochs: int = field(
-        default=40, metadata={"help": "Most epochs of the autoencoder phase, which stops early as well."}
+        default=25, metadata={"help": "Most epochs of the autoencoder phase, which stops early as well."}
     )
-    per_device_train_batch_size: int = field(
-        default=64, metadata={"help": "Pairs per step and device. Paper: 4096."}
-    )
-    per_device_eval_batch_size: int = field(
-        default=4096, metadata={"help": "Pairs per evaluation step and device."}
-    )
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Pairs per step and device. Paper: 4096."})
+    per_device_eval_batch_size: int = field(default=4096, metadata={"help": "Pairs per evaluation step and device."})
     weight_decay: float = field(default=0.1, metadata={"help": "AdamW weight decay."})
-    elbo_learning_rate_scale: float = field(
-        default=0.5, metadata={"help": "Learning rate of the ELBO phase, as a multiple of `learning_rate`."}
-    )
     elbo_embedding_learning_rate_scale: float = field(
-        default=0.1,
+        default=0.0,
         metadata={
-            "help": "Learning rate of the user and item tables in the ELBO phase, as a further multiple: the tables "
-            "are what overfits sparse ratings."
+            "help": "Learning rate of the user and item tables in the ELBO phase, as a multiple of `learning_rate`: "
+            "the tables are what overfits sparse ratings, and by default they stay as the autoencoder phase left them."
         },
     )
     cluster_weight: float = field(
-        default=1.0,
+        default=0.3,
         metadata={
             "help": "Weight, in the ELBO phase, of the cross-entropy that keeps the pairs of a user in the user's "
             "cluster. 0 is the paper's loss, whose clusters follow the rating rather than the user."
@@ -125,35 +126,26 @@ class RatingTrainingArguments(TrainingArguments):
     )
     min_cluster_share: float = field(
         default=0.05,
-        metadata={
-            "help": "Share of the training pairs under which a cluster counts as empty and is re-initialised."
-        },
+        metadata={"help": "Share of the training pairs under which a cluster counts as empty and is re-initialised."},
     )
     eval_strategy: str = field(default="epoch", metadata={"help": "Needed for keeping the best epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "Must match `eval_strategy`."})
-    save_total_limit: int | None = field(
-        default=1, metadata={"help": "Checkpoints kept besides the best one."}
-    )
-    load_best_model_at_end: bool = field(
-        default=True, metadata={"help": "Keep the best epoch of each phase."}
-    )
+    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints kept besides the best one."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the best epoch of each phase."})
     metric_for_best_model: str | None = field(default="eval_loss", metadata={"help": "What best means."})
     greater_is_better: bool | None = field(default=False, metadata={"help": "Whether more of it is better."})
     logging_strategy: str = field(default="epoch", metadata={"help": "When training losses are logged."})
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "The data set holds what is needed."}
-    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The data set holds what is needed."})
     label_names: list[str] | None = field(
         default_factory=lambda: ["rating"], metadata={"help": "The input that is the target."}
-    )
-    report_to: str | list[str] | None = field(
-        default="none", metadata={"help": "Where logs go besides the console."}
     )
 
     def __post_init__(self):
         super().__post_init__()
         if self.autoencoder_epochs < 1:
             raise ValueError(f"`autoencoder_epochs` must be at least 1, got {self.autoencoder_epochs}.")
+        if not self.autoencoder_learning_rates:
+            raise ValueError("`autoencoder_learning_rates` must hold at least one learning rate, got none.")
         if not 0 <= self.min_cluster_share < 1:
             raise ValueError(f"`min_cluster_share` must be in [0, 1), got {self.min_cluster_share}.")
 
@@ -213,26 +205,22 @@ class RatingTrainer(Trainer):
         Runs both phases.
 
         Args:
-            resume_from_checkpoint (`bool`, *optional*): Whether to go on from the last checkpoint in `output_dir`.
+            resume_from_checkpoint (`bool`, *optional*):
+                Whether to go on from the last checkpoint of the ELBO phase in `output_dir`. A run that had not come so
+                far starts again.
 
         Returns:
             [`~transformers.trainer_utils.TrainOutput`] of the ELBO phase.
         """
-        last = {
-            phase: self._last_checkpoint(phase) if resume_from_checkpoint else None
-            for phase in (AUTOENCODER, ELBO)
-        }
-        if last[ELBO] is not None:
+        last = self._last_checkpoint(ELBO) if resume_from_checkpoint else None
+        if last is not None:
             self._cluster_target = load_file(self._root / _TARGET_FILE)["cluster_target"].to(self.args.device)
         else:
-            if last[AUTOENCODER] is None:
-                initialize_decoder_bias(self.model, self.train_dataset.columns["rating"])
-            self._start(AUTOENCODER)
-            super().train(resume_from_checkpoint=last[AUTOENCODER], **kwargs)
+            self._train_autoencoder(**kwargs)
             self._initialize_mixture()
             save_file({"cluster_target": self._cluster_target.cpu()}, self._root / _TARGET_FILE)
         self._start(ELBO)
-        output = super().train(resume_from_checkpoint=last[ELBO], **kwargs)
+        output = super().train(resume_from_checkpoint=last, **kwargs)
         self._repair_clusters()
         return output
 
@@ -240,21 +228,41 @@ class RatingTrainer(Trainer):
         folder = self._root / phase
         return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
-    def _phase_args(self, phase: str) -> RatingTrainingArguments:
-        args, is_first = self._base_args, phase == AUTOENCODER
-        changes = {
-            "output_dir": str(self._root / phase),
-            "num_train_epochs": args.autoencoder_epochs if is_first else args.num_train_epochs,
-            "learning_rate": args.learning_rate * (1.0 if is_first else args.elbo_learning_rate_scale),
-        }
-        phase_args = copy.copy(args)
-        for name, value in changes.items():
-            setattr(phase_args, name, value)
+    def _train_autoencoder(self, **kwargs: Any) -> None:
+        """Runs the autoencoder phase from the same start at each learning rate and keeps the best run."""
+        columns = self.train_dataset.columns
+        initialize_decoder_bias(self.model, columns["rating"])
+        initialize_tables(self.model, columns["user_id"], columns["item_id"], columns["rating"])
+        start = copy.deepcopy(self.model.state_dict())
+        best_loss, best_state = float("inf"), start
+        for learning_rate in self._base_args.autoencoder_learning_rates:
+            self.model.load_state_dict(start)
+            self._start(AUTOENCODER, learning_rate)
+            super().train(**kwargs)
+            loss = self.state.best_metric
+            logger.info("Stage 1, autoencoder at learning rate %g: validation loss %.4f", learning_rate, loss)
+            if loss < best_loss:
+                best_loss, best_state = loss, copy.deepcopy(self.model.state_dict())
+            shutil.rmtree(self.args.output_dir, ignore_errors=True)
+        if best_state is start:
+            raise RuntimeError(
+                "Expected a finite validation loss, but none of the learning rates "
+                f"{self._base_args.autoencoder_learning_rates} gave one. Lower `autoencoder_learning_rates`."
+            )
+        self.model.load_state_dict(best_state)
+
+    def _phase_args(self, phase: str, learning_rate: float | None = None) -> RatingTrainingArguments:
+        phase_args = copy.copy(self._base_args)
+        phase_args.output_dir = str(self._root / phase)
+        if phase == AUTOENCODER:
+            phase_args.num_train_epochs = self._base_args.autoencoder_epochs
+        if learning_rate is not None:
+            phase_args.learning_rate = learning_rate
         return phase_args
 
-    def _start(self, phase: str) -> None:
+    def _start(self, phase: str, learning_rate: float | None = None) -> None:
         self.phase = phase
-        self.args = self._phase_args(phase)
+        self.args = self._phase_args(phase, learning_rate)
         self.optimizer = self.lr_scheduler = None
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, EarlyStoppingCallback):
@@ -263,9 +271,7 @@ class RatingTrainer(Trainer):
 
     def _initialize_mixture(self) -> None:
         columns = self.train_dataset.columns
-        responsibilities = initialize_mixture(
-            self.model, columns["user_id"], columns["item_id"], seed=self.args.seed
-        )
+        responsibilities = initialize_mixture(self.model, columns["user_id"], columns["item_id"], seed=self.args.seed)
         self._cluster_target = responsibilities.to(self.args.device)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -307,11 +313,7 @@ class RatingTrainer(Trainer):
         beta = self.beta if is_elbo else 0.0
         if is_elbo and model.training and self._base_args.kl_warmup_epochs > 0:
             beta *= min(1.0, (self.state.epoch or 0.0) / self._base_args.kl_warmup_epochs)
-        target = (
-            self._cluster_target[inputs["user_id"]]
-            if is_elbo and self._base_args.cluster_weight > 0
-            else None
-        )
+        target = self._cluster_target[inputs["user_id"]] if is_elbo and self._base_args.cluster_weight > 0 else None
         outputs = model(**inputs, beta=beta, sample_latent=is_elbo and model.training, cluster_target=target)
         loss = outputs.loss
         if target is not None:

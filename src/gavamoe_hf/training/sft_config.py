@@ -43,15 +43,11 @@ class GaVaMoESFTConfig(SFTConfig):
     )
     beta: float | None = field(
         default=None,
-        metadata={
-            "help": "Weight of the KL term in the ELBO (eq. 12); the model config's, 0.1, if not given."
-        },
+        metadata={"help": "Weight of the KL term in the ELBO (eq. 12); the model config's, 0.1, if not given."},
     )
     trainable_parts: list[str] | None = field(
         default=None,
-        metadata={
-            "help": f"Parts to train, all if not given: {', '.join(TRAINABLE_PARTS)}. The others are frozen."
-        },
+        metadata={"help": f"Parts to train, all if not given: {', '.join(TRAINABLE_PARTS)}. The others are frozen."},
     )
     rating_learning_rate_scale: float = field(
         default=0.1,
@@ -75,17 +71,10 @@ class GaVaMoESFTConfig(SFTConfig):
     )
     eval_strategy: str = field(default="epoch", metadata={"help": "When the validation split is scored."})
     save_strategy: str = field(default="epoch", metadata={"help": "When checkpoints are saved."})
-    save_total_limit: int | None = field(
-        default=1, metadata={"help": "Checkpoints kept besides the best one."}
-    )
-    load_best_model_at_end: bool = field(
-        default=True, metadata={"help": "Keep the best checkpoint, not the last."}
-    )
+    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints kept besides the best one."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the best checkpoint, not the last."})
     metric_for_best_model: str | None = field(default="eval_nll", metadata={"help": "What best means."})
     greater_is_better: bool | None = field(default=False, metadata={"help": "Whether more of it is better."})
-    report_to: str | list[str] | None = field(
-        default="none", metadata={"help": "Where logs go besides the console."}
-    )
 
     def __post_init__(self):
         if self.bf16 is None and not self.fp16:

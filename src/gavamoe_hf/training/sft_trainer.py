@@ -59,9 +59,7 @@ def tokenize_records(
             record["user"], record["item"], record["rating"], features, record["explanation"], max_length
         )
 
-    return records.map(
-        encode, with_indices=True, remove_columns=records.column_names, desc="Tokenizing records"
-    )
+    return records.map(encode, with_indices=True, remove_columns=records.column_names, desc="Tokenizing records")
 
 
 class GaVaMoESFTTrainer(SFTTrainer):
@@ -92,9 +90,7 @@ class GaVaMoESFTTrainer(SFTTrainer):
     ):
         processor = kwargs.pop("processing_class", None) if processor is None else processor
         if not hasattr(processor, "encode_record"):
-            raise TypeError(
-                f"Expected `processor` as a GaVaMoEProcessor, but got {type(processor).__name__}."
-            )
+            raise TypeError(f"Expected `processor` as a GaVaMoEProcessor, but got {type(processor).__name__}.")
         self.processor = processor
         tokenizer = processor.tokenizer
         datasets = []
@@ -129,9 +125,7 @@ class GaVaMoESFTTrainer(SFTTrainer):
         """AdamW, the rating model at a learning rate of its own."""
         scale = self.args.rating_learning_rate_scale
         model = self.model if model is None else model
-        self.optimizer = grouped_optimizer(
-            self, model, lambda name: scale if ".rating_model." in name else 1.0
-        )
+        self.optimizer = grouped_optimizer(self, model, lambda name: scale if ".rating_model." in name else 1.0)
         return self.optimizer
 
     def compute_loss(

@@ -29,9 +29,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8000) -> PreTrainedT
     special_tokens = [PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, USER_TOKEN, ITEM_TOKEN]
     smallest = 256 + len(special_tokens)
     if vocab_size < smallest:
-        raise ValueError(
-            f"Expected `vocab_size` of at least {smallest} (bytes and special tokens), got {vocab_size}."
-        )
+        raise ValueError(f"Expected `vocab_size` of at least {smallest} (bytes and special tokens), got {vocab_size}.")
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""Initialisation of the Gaussian-mixture prior and of the rating decoder from training data."""
+"""What the rating model starts from: statistics of the training ratings, and clusters of users."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from sklearn.mixture import GaussianMixture
 
+from ..evaluation.baselines import BiasBaseline
 from ..vae_gmm_gavamoe import GaVaMoERatingModel, GaVaMoERatingOutput
 
 logger = logging.getLogger(__name__)
@@ -17,20 +18,20 @@ _VARIANCE_FLOOR = 1e-4
 _WEIGHT_FLOOR = 1e-3
 _BATCH_SIZE = 8192
 
+# Scale of the biases that tables start with: a bias of a tenth of the rating scale is about one unit, well above the
+# random start, so that it is what the encoder sees first.
+_BIAS_SCALE = 12.0
+
 
 @torch.no_grad()
-def predict_pairs(
-    model: GaVaMoERatingModel, user_id: torch.Tensor, item_id: torch.Tensor
-) -> GaVaMoERatingOutput:
+def predict_pairs(model: GaVaMoERatingModel, user_id: torch.Tensor, item_id: torch.Tensor) -> GaVaMoERatingOutput:
     """[`GaVaMoERatingModel.predict`] over many pairs, in chunks, on the CPU."""
     device = model.population_user.device
     chunks = [
         model.predict(users.to(device), items.to(device))
         for users, items in zip(user_id.split(_BATCH_SIZE), item_id.split(_BATCH_SIZE), strict=True)
     ]
-    return GaVaMoERatingOutput(
-        **{name: torch.cat([chunk[name].cpu() for chunk in chunks]) for name in chunks[0]}
-    )
+    return GaVaMoERatingOutput(**{name: torch.cat([chunk[name].cpu() for chunk in chunks]) for name in chunks[0]})
 
 
 def cluster_shares(model: GaVaMoERatingModel, user_id: torch.Tensor, item_id: torch.Tensor) -> np.ndarray:
@@ -49,6 +50,31 @@ def initialize_decoder_bias(model: GaVaMoERatingModel, rating: torch.Tensor) -> 
     # One pseudo-count for each level: a level that train lacks is unlikely, not impossible
     frequencies = (counts + 1) / (counts + 1).sum()
     model.decoder_output.bias.copy_(frequencies.log())
+
+
+@torch.no_grad()
+def initialize_tables(
+    model: GaVaMoERatingModel, user_id: torch.Tensor, item_id: torch.Tensor, rating: torch.Tensor
+) -> None:
+    """
+    Writes each user's and item's shrunken bias ([`~gavamoe_hf.evaluation.BiasBaseline`]) into the first column of its
+    table. On sparse ratings the encoder otherwise learns rows by heart before it learns what a bias is.
+
+    Args:
+        model ([`GaVaMoERatingModel`]): Untrained model.
+        user_id (`torch.LongTensor` of shape `(num_pairs,)`): Users of the training pairs.
+        item_id (`torch.LongTensor` of shape `(num_pairs,)`): Items of the training pairs.
+        rating (`torch.FloatTensor` of shape `(num_pairs,)`): Their ratings.
+    """
+    levels = model.config.rating_levels
+    baseline = BiasBaseline().fit(user_id.tolist(), item_id.tolist(), rating.tolist())
+    nobody = [None]
+    for table, predict in (
+        (model.user_embeddings.weight, lambda ids: baseline.predict(ids, nobody * len(ids))),
+        (model.item_embeddings.weight, lambda ids: baseline.predict(nobody * len(ids), ids)),
+    ):
+        biases = torch.from_numpy(predict(list(range(len(table)))) - baseline.mean_)
+        table[:, 0] = (biases * _BIAS_SCALE / (levels[-1] - levels[0])).to(table)
 
 
 @torch.no_grad()
@@ -109,9 +135,7 @@ def _cluster_users(model: GaVaMoERatingModel, users: torch.Tensor, seed: int, nu
     embeddings = embeddings - embeddings.mean(dim=0)
     # Embeddings have no natural scale: the floor of the fit's variances is taken relative to their spread
     embeddings = embeddings / embeddings.std().clamp(min=1e-12)
-    fit = GaussianMixture(
-        num_clusters, covariance_type="diag", n_init=num_init, random_state=seed, reg_covar=1e-2
-    )
+    fit = GaussianMixture(num_clusters, covariance_type="diag", n_init=num_init, random_state=seed, reg_covar=1e-2)
     probabilities = torch.from_numpy(fit.fit(embeddings.numpy()).predict_proba(embeddings.numpy())).float()
     responsibilities = torch.full((model.config.num_users, num_clusters), 1 / num_clusters)
     responsibilities[users] = probabilities

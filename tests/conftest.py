@@ -1,0 +1,41 @@
+"""Shared fixtures: no network, one thread, tiny random models whose clusters and gates matter."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from references import spread_clusters, tiny_model, train_tiny_tokenizer
+
+from gavamoe_hf import GaVaMoEForCausalLM, GaVaMoEProcessor
+
+# The models here are so small that a second thread only costs.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def model() -> GaVaMoEForCausalLM:
+    """In evaluation mode, with pairs of all three clusters. Shared by a module: tests that change it copy it."""
+    return spread_clusters(tiny_model()).eval()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return train_tiny_tokenizer()
+
+
+@pytest.fixture
+def processor(tokenizer) -> GaVaMoEProcessor:
+    return GaVaMoEProcessor(
+        tokenizer,
+        users=[f"U{number}" for number in range(8)],
+        items=[f"I{number}" for number in range(9)],
+        item_features=[["sound", "price"], ["strings"], *[[] for _ in range(7)]],
+    )

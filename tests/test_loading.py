@@ -1,0 +1,117 @@
+"""load_checkpoint: a checkpoint that lacks a file, or has a broken one, is named with it."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from references import spread_clusters, tiny_model
+
+from gavamoe_hf import GaVaMoEProcessor, load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def saved(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    model = spread_clusters(tiny_model(vocab_size=len(tokenizer), user_token_id=3, item_token_id=4))
+    processor = GaVaMoEProcessor(tokenizer, users=["a", "b"], items=["x"], item_features=[["sound"]])
+    model.config.stored_prompts = processor.stored_prompts()
+    model.save_pretrained(folder / "whole")
+    processor.save_pretrained(folder / "whole")
+    model.save_pretrained(folder / "sharded", max_shard_size="100KB")
+    processor.save_pretrained(folder / "sharded")
+    assert len(list((folder / "sharded").glob("model-*.safetensors"))) > 1
+    return folder, model
+
+
+@pytest.fixture
+def checkpoint(saved, tmp_path):
+    return shutil.copytree(saved[0] / "whole", tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def sharded(saved, tmp_path):
+    return shutil.copytree(saved[0] / "sharded", tmp_path / "sharded")
+
+
+@pytest.mark.parametrize("kind", ["whole", "sharded"])
+def test_loads(saved, kind):
+    folder, model = saved
+    loaded, processor = load_checkpoint(str(folder / kind))
+    assert not loaded.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    inputs = processor(user="b", item="x", rating=4)
+    tokens = loaded.generate(**inputs, max_new_tokens=2, min_new_tokens=2)
+    assert tokens.shape == (1, inputs["input_ids"].shape[1] + 2)
+
+
+def test_loads_in_another_dtype(saved):
+    model, processor = load_checkpoint(saved[0] / "whole", dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16 and processor.users == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors"]
+)
+def test_missing_file(checkpoint, name):
+    (checkpoint / name).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"The checkpoint .*checkpoint lacks {name}\. Save it again"):
+        load_checkpoint(str(checkpoint))
+
+
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("content", [b'{"a": 1', b"", b'{"a": "\xff"}'], ids=["cut", "empty", "encoding"])
+def test_broken_json(checkpoint, name, content):
+    (checkpoint / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is not valid JSON: truncated\?"):
+        load_checkpoint(str(checkpoint))
+
+
+@pytest.mark.parametrize("keep", [0, 4, 8, 200, -1])
+def test_truncated_weights(checkpoint, keep):
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"model\.safetensors (is truncated: expected|has no readable header)"):
+        load_checkpoint(str(checkpoint))
+
+
+@pytest.mark.parametrize("header", [b"3", b"[]", b"{}", b'{"a": 1}', b'{"a": {}}'])
+def test_weights_that_are_none(checkpoint, header):
+    (checkpoint / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match=r"model\.safetensors has no readable header"):
+        load_checkpoint(str(checkpoint))
+
+
+def test_size_is_named(checkpoint):
+    weights = checkpoint / "model.safetensors"
+    size = weights.stat().st_size
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=rf"expected {size} bytes, but found {size - 10}"):
+        load_checkpoint(str(checkpoint))
+
+
+def test_shards(sharded):
+    index = sharded / "model.safetensors.index.json"
+    shard = sorted(set(json.loads(index.read_text())["weight_map"].values()))[1]
+    content = (sharded / shard).read_bytes()
+    (sharded / shard).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"lacks {shard}"):
+        load_checkpoint(str(sharded))
+    (sharded / shard).write_bytes(content[:-1])
+    with pytest.raises(ValueError, match=rf"{shard} is truncated"):
+        load_checkpoint(str(sharded))
+    for broken in ('{"weight_map": {', "{}", '{"weight_map": 3}'):
+        index.write_text(broken)
+        with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json is not"):
+            load_checkpoint(str(sharded))
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"a checkpoint folder or a Hub id, but there is no folder .*nowhere"):
+        load_checkpoint(str(tmp_path / "nowhere"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*file"):
+        load_checkpoint(str(tmp_path / "file"))
+    with pytest.raises(FileNotFoundError, match=r"lacks config\.json"):
+        load_checkpoint(str(tmp_path))

@@ -1,0 +1,410 @@
+"""Both trainers: what they learn, what they log, what moves, and that a killed run goes on as if it had not been."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from sklearn.metrics import adjusted_rand_score
+
+from gavamoe_hf import GaVaMoEConfig, GaVaMoERatingModel
+from gavamoe_hf.data import SyntheticConfig, generate_synthetic
+from gavamoe_hf.evaluation import baseline_scores, rating_errors
+from gavamoe_hf.training.building import ModelArguments, build_model, build_processor
+from gavamoe_hf.training.initialization import cluster_shares, initialize_decoder_bias, initialize_mixture, predict_pairs
+from gavamoe_hf.training.rating_trainer import RatingDataset, RatingTrainer, RatingTrainingArguments
+from gavamoe_hf.training.sft_config import GaVaMoESFTConfig
+from gavamoe_hf.training.sft_trainer import GaVaMoESFTTrainer, tokenize_records
+
+TINY = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, moe_intermediate_size=16, num_experts=4)
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return generate_synthetic(SyntheticConfig(num_users=30, num_items=15, records_per_user=8))
+
+
+@pytest.fixture
+def tiny(planted):
+    """A processor and an untrained model whose rating model is free of noise, so that losses can be compared."""
+    torch.manual_seed(0)
+    arguments = ModelArguments(**TINY, vae_dropout=0.0, vae_id_dropout=0.0, vocab_size=600)
+    processor = build_processor(planted.records["train"], arguments)
+    return processor, build_model(processor, arguments)
+
+
+def sft_arguments(folder, **options):
+    defaults = dict(
+        output_dir=str(folder),
+        use_cpu=True,
+        disable_tqdm=True,
+        per_device_train_batch_size=8,
+        num_train_epochs=1,
+        learning_rate=1e-3,
+        logging_steps=1,
+        feature_dropout=0.0,
+    )
+    return GaVaMoESFTConfig(**{**defaults, **options})
+
+
+def make_trainer(tiny, planted, folder, **options):
+    processor, model = tiny
+    return GaVaMoESFTTrainer(
+        model,
+        sft_arguments(folder, **options),
+        train_dataset=planted.records["train"].select(range(32)),
+        eval_dataset=planted.records["validation"].select(range(10)),
+        processor=processor,
+    )
+
+
+# Stage 1
+
+
+def test_rating_dataset_hands_out_whole_batches():
+    data = RatingDataset(torch.tensor([4, 5, 6]), torch.tensor([1, 2, 3]), torch.tensor([1.0, 2.0, 5.0]))
+    batch = data.__getitems__([2, 0])
+    assert batch["user_id"].tolist() == [6, 4]
+    assert batch["rating"].tolist() == [5.0, 1.0]
+    with pytest.raises(ValueError, match="one user, item and rating for each record, but got 3, 3 and 2"):
+        RatingDataset(torch.zeros(3), torch.zeros(3), torch.zeros(2))
+
+
+def test_rating_trainer_refuses_records(planted, tmp_path):
+    model = GaVaMoERatingModel(GaVaMoEConfig(vae_embedding_size=16))
+    with pytest.raises(TypeError, match="Did you mean RatingDataset.from_records"):
+        RatingTrainer(model, RatingTrainingArguments(str(tmp_path)), planted.records["train"], None)
+
+
+def test_decoder_bias_is_the_marginal_distribution():
+    model = GaVaMoERatingModel(GaVaMoEConfig(vae_embedding_size=16))
+    initialize_decoder_bias(model, torch.tensor([5.0, 5.0, 5.0, 4.0, 1.0]))
+    # Counts 1 0 0 1 3 with one pseudo-count each: 2 1 1 2 4 of 10
+    assert torch.allclose(model.decoder_output.bias.exp(), torch.tensor([0.2, 0.1, 0.1, 0.2, 0.4]))
+
+
+def test_mixture_takes_the_statistics_of_its_users_pairs():
+    torch.manual_seed(0)
+    config = GaVaMoEConfig(num_users=20, num_items=6, vae_embedding_size=16, latent_size=4, num_clusters=2)
+    model = GaVaMoERatingModel(config)
+    group = torch.arange(20) % 2
+    model.user_embeddings.weight.data = torch.randn(20, 16) * 0.01 + torch.where(group == 0, 1.0, -1.0)[:, None]
+    users, items = torch.arange(20).repeat_interleave(6), torch.arange(6).repeat(20)
+    probabilities = initialize_mixture(model, users, items)
+    clusters = probabilities.argmax(dim=-1)
+    assert adjusted_rand_score(group, clusters) == 1.0
+    latent = predict_pairs(model, users, items).latent_mean
+    for cluster in range(2):
+        members = latent[clusters[users] == cluster]
+        assert torch.allclose(model.mixture.means[cluster], members.mean(dim=0), atol=1e-5)
+        variance = members.var(dim=0, correction=0).clamp(min=1e-4)
+        assert torch.allclose(model.mixture.log_variances[cluster].exp(), variance, rtol=1e-4)
+    assert torch.allclose(model.mixture.log_weights().exp(), torch.tensor([0.5, 0.5]))
+    with pytest.raises(ValueError, match="at least as many users as clusters, but got 1 users for 2 clusters"):
+        initialize_mixture(model, users[:6], items[:6])
+
+
+def test_stage_one_finds_the_planted_groups_and_beats_the_biases(tmp_path):
+    data = generate_synthetic(SyntheticConfig(seed=1))
+    processor = build_processor(data.records["train"], ModelArguments(vocab_size=400))
+    torch.manual_seed(1)
+    arguments = ModelArguments(**TINY, vocab_size=400)
+    model = build_model(processor, arguments).rating_model
+    ratings = {split: RatingDataset.from_records(data.records[split], processor) for split in data.records}
+    args = RatingTrainingArguments(
+        str(tmp_path), autoencoder_learning_rates=[3e-3], disable_tqdm=True, use_cpu=True, seed=1
+    )
+    trainer = RatingTrainer(model, args, ratings["train"], ratings["validation"])
+    trainer.train()
+    columns = ratings["train"].columns
+    posterior = predict_pairs(model, columns["user_id"], columns["item_id"]).cluster_posterior
+    groups = [data.truth.user_group[user] for user in data.records["train"]["user"]]
+    assert adjusted_rand_score(groups, posterior.argmax(dim=-1).numpy()) >= 0.8
+    assert cluster_shares(model, columns["user_id"], columns["item_id"]).min() >= 0.05
+    test = ratings["test"].columns
+    errors = rating_errors(predict_pairs(model, test["user_id"], test["item_id"]).predicted_rating, test["rating"])
+    baselines = baseline_scores(data.records["train"], data.records["validation"], data.records["test"])
+    assert errors["rating_rmse"] < 0.7 * baselines["baseline_bias_rmse"]
+    assert errors["rating_rmse"] < 0.7 * baselines["baseline_mean_rmse"]
+    logged = {name for entry in trainer.state.log_history for name in entry}
+    assert {"reconstruction_loss", "kl_loss", "cluster_loss", "eval_rmse", "eval_mae", "eval_cluster_share_2"} <= logged
+
+
+def test_kept_epoch_is_the_best_by_validation_loss(planted, tmp_path):
+    processor = build_processor(planted.records["train"], ModelArguments(vocab_size=400))
+    model = build_model(processor, ModelArguments(**TINY, vocab_size=400)).rating_model
+    ratings = {split: RatingDataset.from_records(planted.records[split], processor) for split in planted.records}
+    args = RatingTrainingArguments(
+        str(tmp_path),
+        autoencoder_learning_rates=[1e-2],
+        autoencoder_epochs=2,
+        num_train_epochs=4,
+        learning_rate=1e-2,
+        min_cluster_share=0.0,
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    trainer = RatingTrainer(model, args, ratings["train"], ratings["validation"])
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-5)
+
+
+# Stage 2
+
+
+def test_examples_mask_the_prompt_and_keep_the_pair(tiny, planted):
+    processor, _ = tiny
+    records = planted.records["train"].select(range(50))
+    examples = tokenize_records(records, processor, feature_dropout=0.3, seed=1)
+    dropped = 0
+    for record, example in zip(records, examples, strict=True):
+        scored = [token for token in example["labels"] if token != -100]
+        assert processor.decode(scored[:-1]) == record["explanation"]
+        assert scored[-1] == processor.tokenizer.eos_token_id
+        assert example["input_ids"][-len(scored) :] == scored
+        assert processor.users[example["user_id"]] == record["user"]
+        assert processor.items[example["item_id"]] == record["item"]
+        prompt = processor.decode(example["input_ids"][: -len(scored)])
+        assert ("positive" in prompt) == (record["rating"] >= 3)
+        dropped += f"has {record['feature'][0]} features" not in prompt
+    assert 5 <= dropped <= 25
+    with pytest.raises(ValueError, match="'explanation'"):
+        tokenize_records(records.remove_columns("explanation"), processor)
+
+
+def test_loss_is_equation_13_on_explanation_tokens_alone(tiny, planted, tmp_path, monkeypatch):
+    trainer = make_trainer(tiny, planted, tmp_path, alpha=0.3, beta=0.2)
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert set(batch) == {"input_ids", "attention_mask", "labels", "user_id", "item_id", "rating"}
+    model = trainer.model.train()
+    loss = trainer.compute_loss(model, dict(batch))
+    gradient = torch.autograd.grad(loss, model.model.layers[0].mlp.experts.down_proj)[0]
+    # Slow reference: logits of every position, one label after the other
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    outputs = model(**inputs, output_router_logits=True)
+    terms = [
+        -outputs.logits[row, position - 1].log_softmax(dim=-1)[label]
+        for row, labels in enumerate(batch["labels"])
+        for position, label in enumerate(labels)
+        if label != -100
+    ]
+    nll = torch.stack(terms).mean()
+    pairs = model.rating_model.predict(batch["user_id"], batch["item_id"])
+    elbo = outputs.reconstruction_loss + 0.2 * outputs.kl_loss
+    assert torch.allclose(
+        outputs.reconstruction_loss, F.cross_entropy(pairs.rating_logits, batch["rating"].long() - 1), atol=1e-6
+    )
+    expected = 0.3 * elbo + 0.7 * (nll + 0.001 * outputs.aux_loss)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    reference = torch.autograd.grad(expected, model.model.layers[0].mlp.experts.down_proj)[0]
+    assert torch.allclose(gradient, reference, atol=1e-6)
+    model_loss = model(**batch, output_router_logits=True).loss
+    assert model_loss.item() == pytest.approx(loss.item(), abs=1e-5)
+
+
+def test_gradient_accumulation_equals_one_large_batch(tiny, planted, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    processor, model = tiny
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    finals = []
+    for size, steps in ((16, 1), (4, 4)):
+        model.load_state_dict(start)
+        options = dict(per_device_train_batch_size=size, gradient_accumulation_steps=steps, max_steps=1)
+        # No load-balancing term: it is not a mean over samples
+        trainer = make_trainer(
+            tiny, planted, tmp_path / str(size), **options, optim="sgd", router_aux_loss_coef=0.0, max_grad_norm=0
+        )
+        trainer.train()
+        finals.append({name: value.clone() for name, value in model.state_dict().items()})
+    for name, value in finals[0].items():
+        assert torch.allclose(value, finals[1][name], atol=2e-6), name
+
+
+def test_one_step_moves_every_trained_parameter_and_no_other(tiny, planted, tmp_path):
+    _, model = tiny
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    trainer = make_trainer(tiny, planted, tmp_path, max_steps=1, per_device_train_batch_size=32, warmup_steps=0)
+    trainer.train()
+    moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    # The population embeddings only move where an id is dropped, which is switched off here
+    assert set(before) - moved == {"model.rating_model.population_user", "model.rating_model.population_item"}
+
+
+def test_trainable_parts_freeze_the_rest(tiny, planted, tmp_path):
+    _, model = tiny
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    trainer = make_trainer(tiny, planted, tmp_path, max_steps=1, trainable_parts=["gates", "projections"])
+    trainer.train()
+    moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert moved and all(".mlp.gate." in name or "_projection." in name for name in moved)
+    with pytest.raises(ValueError, match="Expected `trainable_parts` among"):
+        sft_arguments(tmp_path, trainable_parts=["head"])
+
+
+def test_rating_model_has_a_learning_rate_of_its_own(tiny, planted, tmp_path):
+    trainer = make_trainer(tiny, planted, tmp_path, rating_learning_rate_scale=0.25)
+    optimizer = trainer.create_optimizer()
+    rating = {id(parameter) for parameter in trainer.model.rating_model.parameters()}
+    for group in optimizer.param_groups:
+        expected = 0.25e-3 if id(group["params"][0]) in rating else 1e-3
+        assert group["lr"] == pytest.approx(expected)
+        assert len({id(parameter) in rating for parameter in group["params"]}) == 1
+
+
+def test_logs_every_loss_term_and_exact_validation_nll(tiny, planted, tmp_path):
+    trainer = make_trainer(tiny, planted, tmp_path, per_device_eval_batch_size=3)
+    trainer.train()
+    terms = {"nll", "elbo", "reconstruction_loss", "kl_loss", "aux_loss", "entropy", "mean_token_accuracy"}
+    logs = trainer.state.log_history
+    train_log = next(entry for entry in logs if "loss" in entry)
+    assert terms | {"num_tokens"} <= set(train_log)
+    metrics = trainer.evaluate()
+    assert {f"eval_{term}" for term in terms} <= set(metrics)
+    # Slow reference: one record at a time, summed over tokens
+    total = count = 0.0
+    trainer.model.eval()
+    for example in trainer.eval_dataset:
+        batch = trainer.data_collator([example])
+        outputs = trainer.model(**{name: value for name, value in batch.items() if name != "rating"})
+        labels = (batch["labels"] != -100).sum().item()
+        total, count = total + outputs.nll_loss.item() * labels, count + labels
+    assert metrics["eval_nll"] == pytest.approx(total / count, rel=1e-5)
+    assert trainer.model.config.output_router_logits is False
+
+
+def test_gradient_checkpointing_gives_the_same_step(tiny, planted, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    _, model = tiny
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    finals = []
+    for checkpointing in (False, True):
+        model.load_state_dict(start)
+        make_trainer(
+            tiny, planted, tmp_path / str(checkpointing), max_steps=1, gradient_checkpointing=checkpointing, optim="sgd"
+        ).train()
+        finals.append({name: value.clone() for name, value in model.state_dict().items()})
+    for name, value in finals[0].items():
+        assert torch.allclose(value, finals[1][name], atol=1e-6), name
+
+
+def test_checkpoints_hold_model_and_processor(tiny, planted, tmp_path):
+    from gavamoe_hf import load_checkpoint
+
+    trainer = make_trainer(tiny, planted, tmp_path, max_steps=2, save_strategy="steps", save_steps=2, eval_strategy="no")
+    trainer.args.load_best_model_at_end = False
+    trainer.train()
+    model, processor = load_checkpoint(str(tmp_path / "checkpoint-2"))
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    assert processor.users == tiny[0].users and processor.item_features == tiny[0].item_features
+
+
+def test_refuses_what_cannot_work(tiny, planted, tmp_path):
+    _, model = tiny
+    with pytest.raises(TypeError, match="Expected `processor` as a GaVaMoEProcessor, but got NoneType"):
+        GaVaMoESFTTrainer(model, sft_arguments(tmp_path), train_dataset=planted.records["train"])
+    with pytest.raises(ValueError, match="needs its own gate"):
+        sft_arguments(tmp_path, packing=True)
+    with pytest.raises(ValueError, match="The prompt alone takes"):
+        make_trainer(tiny, planted, tmp_path, max_length=8)
+    stranger = Dataset.from_list([{**planted.records["train"][0], "user": "nobody"}])
+    with pytest.raises(ValueError, match="'nobody' is not among the 30 known users"):
+        tokenize_records(stranger, tiny[0])
+
+
+# Ablations
+
+
+def count(model, part=""):
+    return sum(value.numel() for name, value in model.named_parameters() if part in name)
+
+
+def test_ablations_keep_parameters_equal(planted):
+    arguments = ModelArguments(**TINY, vocab_size=400)
+    processor = build_processor(planted.records["train"], arguments)
+    models = {}
+    for ablation in ("none", "no_multi_gating", "no_fine_grained_experts", "base"):
+        arguments.ablation = ablation
+        models[ablation] = build_model(processor, arguments)
+    full = models["none"]
+    assert models["no_multi_gating"].config.num_clusters == 1
+    assert count(models["no_multi_gating"], ".experts.") == count(full, ".experts.")
+    coarse = models["no_fine_grained_experts"].config
+    assert (coarse.num_experts, coarse.num_experts_per_tok, coarse.moe_intermediate_size) == (2, 1, 32)
+    assert count(models["no_fine_grained_experts"], ".experts.") == count(full, ".experts.")
+    # 4 experts of 16 in each of 2 layers: 2 * 3 * 32 * 64 weights, dense or not
+    assert count(models["base"], ".mlp.") == count(full, ".experts.") == 2 * 3 * 32 * 64
+
+
+# Kill and resume
+
+
+COMMAND = (
+    "train --dataset {data} --output_dir {output} --use_cpu true --hidden_size 32 --num_hidden_layers 1 "
+    "--num_attention_heads 2 --moe_intermediate_size 16 --num_experts 4 --vocab_size 500 "
+    "--rating_autoencoder_learning_rates 1e-3 --rating_autoencoder_epochs 1 --rating_num_train_epochs 1 "
+    "--num_train_epochs 3 --per_device_train_batch_size 16 --learning_rate 1e-3 --logging_steps 1 "
+    "--save_strategy steps --save_steps 3 --eval_strategy steps --eval_steps 3 --disable_tqdm true"
+)
+
+
+def start_run(data, output, *extra):
+    command = COMMAND.format(data=data, output=output).split()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launcher = "import sys; from gavamoe_hf.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    return subprocess.Popen(
+        [sys.executable, "-c", launcher, *command, *extra],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def losses(output):
+    log = json.loads((Path(output) / "training_log.json").read_text())
+    return {entry["step"]: entry["loss"] for entry in log if "loss" in entry}
+
+
+def test_killed_run_resumes_to_the_same_losses(planted, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for split, records in planted.records.items():
+        records.select(range(min(len(records), 96))).to_json(data / f"{split}.jsonl")
+    whole = start_run(data, tmp_path / "whole")
+    output, _ = whole.communicate(timeout=400)
+    assert whole.returncode == 0, output
+
+    killed = start_run(data, tmp_path / "killed")
+    checkpoints = tmp_path / "killed" / "checkpoints" / "explanation"
+    deadline = time.time() + 400
+    while not list(checkpoints.glob("checkpoint-*/trainer_state.json")):
+        assert killed.poll() is None and time.time() < deadline, killed.communicate()[0]
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not (tmp_path / "killed" / "metrics.json").exists()
+
+    refused = start_run(data, tmp_path / "killed")
+    output, _ = refused.communicate(timeout=400)
+    assert refused.returncode == 1
+    assert "already holds a run" in output and "--resume_from_checkpoint" in output
+
+    resumed = start_run(data, tmp_path / "killed", "--resume_from_checkpoint", "true")
+    output, _ = resumed.communicate(timeout=400)
+    assert resumed.returncode == 0, output
+    expected, found = losses(tmp_path / "whole"), losses(tmp_path / "killed")
+    assert set(found) == set(expected) and len(expected) == 18
+    for step, loss in expected.items():
+        assert found[step] == pytest.approx(loss, abs=1e-5), step
+    metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "killed")]
+    assert metrics[0] == pytest.approx(metrics[1], abs=1e-5)
