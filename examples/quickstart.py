@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from trl import TrlParser
 
 from gavamoe_hf.training.building import ModelArguments
@@ -67,6 +68,8 @@ def main(
     data_args: DataArguments, model_args: ModelArguments, rating_args: Any, training_args: GaVaMoESFTConfig
 ) -> None:
     start = time.perf_counter()
+    # A model of this size is as fast on one thread, and a second one stalls wherever it shares its core
+    torch.set_num_threads(1)
     output_dir = Path(training_args.output_dir)
     data_args.overwrite_output_dir |= holds_own_run(output_dir)
     run_training(data_args, model_args, rating_args, training_args)
@@ -90,7 +93,7 @@ def holds_own_run(output_dir: Path) -> bool:
 
 def run_without_package(script: Path, *options: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "HF_MODULES_CACHE": folder, "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, "HF_MODULES_CACHE": folder, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", RUN_WITHOUT_PACKAGE, str(script.resolve()), *options]
         subprocess.run(command, cwd=folder, env=environment, check=True)
 

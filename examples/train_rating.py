@@ -12,7 +12,6 @@ from trl import TrlParser
 
 from gavamoe_hf.evaluation import baseline_scores, rating_errors
 from gavamoe_hf.training.building import ModelArguments, build_model, build_processor
-from gavamoe_hf.training.initialization import cluster_shares, predict_pairs
 from gavamoe_hf.training.pipeline import DataArguments, read_data
 from gavamoe_hf.training.rating_trainer import RatingDataset, RatingTrainer, RatingTrainingArguments
 
@@ -35,15 +34,17 @@ def main(args: ScriptArguments, model_args: ModelArguments, training_args: Ratin
     rating_model.save_pretrained(training_args.output_dir)
     processor.save_pretrained(training_args.output_dir)
 
-    test, train = ratings["test"].columns, ratings["train"].columns
-    predicted = predict_pairs(rating_model, test["user_id"], test["item_id"]).predicted_rating
+    rating_model.cpu()
+    train, test = ratings["train"].columns, ratings["test"].columns
+    predicted = rating_model.predict(test["user_id"], test["item_id"]).predicted_rating
     errors = rating_errors(predicted.numpy(), test["rating"].numpy())
     baselines = baseline_scores(records["train"], records["validation"], records["test"])
     print(f"{'test split':18}   RMSE    MAE")
     print(f"{'rating model':18} {errors['rating_rmse']:6.3f} {errors['rating_mae']:6.3f}")
     for name, label in (("mean", "mean rating"), ("bias", "user + item bias")):
         print(f"{label:18} {baselines[f'baseline_{name}_rmse']:6.3f} {baselines[f'baseline_{name}_mae']:6.3f}")
-    shares = cluster_shares(rating_model, train["user_id"], train["item_id"])
+    clusters = rating_model.predict(train["user_id"], train["item_id"]).cluster_posterior.argmax(dim=-1)
+    shares = clusters.bincount(minlength=model_args.num_clusters) / len(clusters)
     print("share of the training pairs by cluster: " + ", ".join(f"{share:.1%}" for share in shares))
 
 

@@ -353,9 +353,7 @@ def test_iterable_dataset_is_refused():
     rows = IterableDataset.from_generator(lambda: iter(make_rows()))
     with pytest.raises(DataError, match=r"dict of Datasets, but got .* IterableDataset\. Make it a Dataset"):
         load_records(rows)
-    with pytest.raises(
-        DataError, match=r"split 'train' of the dict: expected a Dataset, but got a value of type Iter"
-    ):
+    with pytest.raises(DataError, match=r"split 'train' of the dict: expected a Dataset, but got a value of type Iter"):
         load_records({"train": rows})
 
 

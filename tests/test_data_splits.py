@@ -148,9 +148,7 @@ def test_bad_dataset():
     dataset = make_dataset([(0, 0)] * 20)
     with pytest.raises(DataError, match=r"but got a value of type DatasetDict\. Did you mean dataset\['train'\]\?"):
         random_split(DatasetDict({"train": dataset}))
-    with pytest.raises(
-        DataError, match=r"'user' and 'item', but got 'user', 'asin', 'row'\. Rename columns to 'item'"
-    ):
+    with pytest.raises(DataError, match=r"'user' and 'item', but got 'user', 'asin', 'row'\. Rename columns to 'item'"):
         random_split(dataset.rename_column("item", "asin"))
     holes = Dataset.from_dict({"user": ["a", None, None], "item": ["x", "x", "x"]})
     with pytest.raises(DataError, match=r"column 'user' has 2 missing values, the first in row 2\. Drop"):

@@ -147,9 +147,7 @@ def test_gate_is_the_most_probable_cluster(model):
 def test_one_gate_is_mixtral(top_k):
     config = tiny_config(num_clusters=1, num_experts_per_tok=top_k)
     block = filled(GaVaMoESparseMoeBlock(config), std=0.3)
-    mixtral_config = MixtralConfig(
-        hidden_size=32, intermediate_size=16, num_local_experts=4, num_experts_per_tok=top_k
-    )
+    mixtral_config = MixtralConfig(hidden_size=32, intermediate_size=16, num_local_experts=4, num_experts_per_tok=top_k)
     mixtral_config._experts_implementation = "eager"
     mixtral = MixtralSparseMoeBlock(mixtral_config)
     with torch.no_grad():

@@ -1,6 +1,7 @@
 # Copyright 2026 The gavamoe-hf authors. Licensed under the Apache License, Version 2.0.
 """GaVaMoE configuration."""
 
+import itertools
 import math
 from typing import Any
 
@@ -195,7 +196,7 @@ class GaVaMoEConfig(LlamaConfig):
         _require(
             len(levels) >= 2
             and all(math.isfinite(level) for level in levels)
-            and all(low < high for low, high in zip(levels[:-1], levels[1:], strict=True)),
+            and all(low < high for low, high in itertools.pairwise(levels)),
             f"`rating_levels` must be at least two finite, ascending numbers such as [1, 2, 3, 4, 5], got {levels}.",
         )
         _require(0 <= self.alpha <= 1, f"`alpha` must be in [0, 1], got {self.alpha}.")

@@ -486,9 +486,7 @@ class GaVaMoEForCausalLM(GaVaMoEPreTrainedModel, LlamaForCausalLM):
             if outputs.elbo_loss is not None:
                 loss = self.config.alpha * outputs.elbo_loss.to(loss.device) + (1 - self.config.alpha) * loss
         fields = {key: value for key, value in outputs.items() if key != "last_hidden_state"}
-        output = GaVaMoECausalLMOutputWithPast(
-            loss=loss, nll_loss=nll_loss, aux_loss=aux_loss, logits=logits, **fields
-        )
+        output = GaVaMoECausalLMOutputWithPast(loss=loss, nll_loss=nll_loss, aux_loss=aux_loss, logits=logits, **fields)
         return output.to_tuple() if return_dict is False else output
 
     def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, **kwargs) -> dict[str, Any]:
@@ -709,8 +707,8 @@ class GaVaMoEForCausalLM(GaVaMoEPreTrainedModel, LlamaForCausalLM):
             item (`str` or `Sequence[str]`): Raw item ids.
             rating (`float` or `Sequence[float | None]`, *optional*, defaults to the predicted rating):
                 Ratings whose sentiment the prompt states.
-            features (`Sequence[str]`, or one sequence for each pair, *optional*, defaults to what the item is known by):
-                Features for the prompt to name.
+            features (`Sequence[str]`, or one sequence for each pair, *optional*):
+                Features for the prompt to name; those that the item is known by if not given.
             generate_kwargs: everything that `generate` takes.
 
         Returns:

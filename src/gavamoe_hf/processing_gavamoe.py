@@ -319,7 +319,7 @@ class GaVaMoEProcessor(ProcessorMixin):
         if max_length is not None:
             if len(prompt) >= max_length:
                 raise ValueError(
-                    f"The prompt alone takes {len(prompt)} tokens, but `max_length` is {max_length}. Raise `max_length`."
+                    f"The prompt alone takes {len(prompt)} tokens, but `max_length` is {max_length}. Raise it."
                 )
             completion = completion[: max_length - len(prompt)]
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any, Literal
 
@@ -58,7 +59,7 @@ def upcycle_llama(
     model = GaVaMoEForCausalLM(config).to(base.dtype)
     model.rating_model.float()
     _copy_weights(base, model, expert_init)
-    model.generation_config = base.generation_config
+    model.generation_config = copy.deepcopy(base.generation_config)
     new = sum(parameter.numel() for parameter in model.parameters())
     old = sum(parameter.numel() for parameter in base.parameters())
     logger.info("Upcycled %s: %.1f M parameters, %.1f M of them new", expert_init, new / 1e6, (new - old) / 1e6)

@@ -240,9 +240,10 @@ class GaVaMoERatingModel(PreTrainedModel):
         return F.binary_cross_entropy_with_logits(rating_logits.squeeze(-1), target, reduction="none")
 
     def drop_ids(self, user_id: torch.Tensor, item_id: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Replaces ids by the population with probability `vae_id_dropout` while the model trains."""
+        """Replaces ids by the population with probability `vae_id_dropout` while the model trains and is not frozen."""
         probability = self.config.vae_id_dropout
-        if not self.training or probability == 0:
+        is_frozen = not self.user_embeddings.weight.requires_grad
+        if not self.training or probability == 0 or is_frozen:
             return user_id, item_id
         drop_user, drop_item = torch.rand(2, len(user_id), device=user_id.device) < probability
         return user_id.masked_fill(drop_user, POPULATION_ID), item_id.masked_fill(drop_item, POPULATION_ID)

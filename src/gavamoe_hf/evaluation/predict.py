@@ -78,7 +78,7 @@ def predict_records(
 
 def score_predictions(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """
-    Scores of rows as [`predict_records`] returns them: ratings and text, with flat names (`rating_rmse`, `bleu_4`, ...).
+    Scores of rows as [`predict_records`] returns them: ratings and text, under flat names (`rating_rmse`, ...).
     """
     if not rows:
         raise ValueError("Expected at least one prediction to score, but got none.")
@@ -106,8 +106,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     os.replace(beside, path)
 
 
-def min_cluster_share(model: Any, user_id: torch.Tensor, item_id: torch.Tensor) -> float:
-    """Smallest share of the pairs in a cluster, of all `num_clusters` of them."""
-    clusters = torch.cat([model.gate_index(u, i).cpu() for u, i in zip(user_id.split(8192), item_id.split(8192))])
-    counts = torch.bincount(clusters, minlength=model.config.num_clusters)
-    return counts.min().item() / len(clusters)
+def pair_clusters(model: Any, user_id: torch.Tensor, item_id: torch.Tensor) -> torch.LongTensor:
+    """The cluster, which is the gate, of each of many pairs `(num_pairs,)`, in chunks, on the CPU."""
+    chunks = zip(user_id.split(8192), item_id.split(8192), strict=True)
+    return torch.cat([model.gate_index(users, items).cpu() for users, items in chunks])

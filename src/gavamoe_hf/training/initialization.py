@@ -131,7 +131,8 @@ def _cluster_users(model: GaVaMoERatingModel, users: torch.Tensor, seed: int, nu
             f"Expected at least as many users as clusters, but got {len(users)} users for {num_clusters} clusters. "
             "Lower `num_clusters`."
         )
-    embeddings = model.user_embeddings.weight[users.to(model.user_embeddings.weight.device)].double().cpu()
+    # Not the first column, which started as the user's bias: clusters are of what users like, not of how they rate
+    embeddings = model.user_embeddings.weight[users.to(model.user_embeddings.weight.device), 1:].double().cpu()
     embeddings = embeddings - embeddings.mean(dim=0)
     # Embeddings have no natural scale: the floor of the fit's variances is taken relative to their spread
     embeddings = embeddings / embeddings.std().clamp(min=1e-12)

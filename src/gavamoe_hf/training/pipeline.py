@@ -21,7 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..data import SyntheticConfig, SyntheticTruth, generate_synthetic, load_records
 from ..evaluation import baseline_scores, require_text_metrics
 from ..evaluation.predict import (
-    min_cluster_share,
+    pair_clusters,
     predict_records,
     score_predictions,
     write_json,
@@ -44,7 +44,7 @@ _TRUTH_FILE = "truth.json"
 
 # Options of stage 1 that the command line offers, with the prefix `rating_`; the seed is that of stage 2.
 _RATING_OPTIONS = (
-    "learning_rate",
+    "elbo_learning_rate",
     "num_train_epochs",
     "autoencoder_epochs",
     "per_device_train_batch_size",
@@ -55,8 +55,6 @@ _RATING_OPTIONS = (
     "kl_warmup_epochs",
     "early_stopping_patience",
 )
-
-
 
 
 def _rating_options() -> list[tuple[str, Any, Any]]:
@@ -244,13 +242,14 @@ def evaluate_run(
     """Scores of the test split, with the records' sentiment and features given, and the explanations scored."""
     rows = predict_records(model, processor, records["test"], batch_size=batch_size)
     pairs = ratings["train"].columns["user_id"], ratings["train"].columns["item_id"]
+    clusters = pair_clusters(model, *pairs)
+    shares = torch.bincount(clusters, minlength=model.config.num_clusters) / len(clusters)
     metrics = {
         **score_predictions(rows),
         **baseline_scores(records["train"], records["validation"], records["test"]),
-        "min_cluster_share": min_cluster_share(model, *pairs),
+        "min_cluster_share": shares.min().item(),
     }
     if truth is not None:
-        clusters = torch.cat([model.gate_index(u, i).cpu() for u, i in zip(*(p.split(8192) for p in pairs))])
         groups = [truth.user_group[user] for user in records["train"]["user"]]
         metrics["cluster_ari"] = float(adjusted_rand_score(groups, clusters.numpy()))
         worded = [truth.wording_group(row["prediction"]) == truth.user_group[row["user"]] for row in rows]
@@ -306,9 +305,7 @@ def _check_same_run(output_dir: Path, arguments: dict[str, Any]) -> None:
     changed = [name for name, value in arguments.items() if earlier.get(name, value) != value]
     if changed:
         found = ", ".join(f"{name} was {earlier[name]!r}, now {arguments[name]!r}" for name in changed)
-        raise ValueError(
-            f"Expected the options of the run in {output_dir}, but {found}. Resume with the same options."
-        )
+        raise ValueError(f"Expected the options of the run in {output_dir}, but {found}. Resume with the same options.")
 
 
 def _log_sizes(model: GaVaMoEForCausalLM) -> None:

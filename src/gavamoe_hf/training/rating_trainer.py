@@ -72,13 +72,10 @@ class RatingDataset(Dataset):
 class RatingTrainingArguments(TrainingArguments):
     """
     Arguments of [`RatingTrainer`]: those of [`~transformers.TrainingArguments`] and the ones below. Defaults that
-    differ: `learning_rate` 1e-3 (that of the ELBO phase), `per_device_train_batch_size` 64 (the paper's batch is 4096, for hundreds of
-    thousands of ratings), `weight_decay` 0.1, evaluation and saving every epoch.
+    differ: `per_device_train_batch_size` 64 (the paper's batch is 4096, for hundreds of thousands of ratings),
+    `weight_decay` 0.1, evaluation and saving every epoch. `learning_rate` gives way to those of the two phases.
     """
 
-    learning_rate: float = field(
-        default=1e-3, metadata={"help": "Peak learning rate of the ELBO phase. Paper: 1e-5 at batch 4096."}
-    )
     autoencoder_learning_rates: list[float] = field(
         default_factory=lambda: [5e-4, 3e-3],
         metadata={
@@ -96,15 +93,21 @@ class RatingTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Pairs per step and device. Paper: 4096."})
     per_device_eval_batch_size: int = field(default=4096, metadata={"help": "Pairs per evaluation step and device."})
     weight_decay: float = field(default=0.1, metadata={"help": "AdamW weight decay."})
-    elbo_embedding_learning_rate_scale: float = field(
-        default=0.0,
+    elbo_learning_rate: float | None = field(
+        default=None,
         metadata={
-            "help": "Learning rate of the user and item tables in the ELBO phase, as a multiple of `learning_rate`: "
-            "the tables are what overfits sparse ratings, and by default they stay as the autoencoder phase left them."
+            "help": "Learning rate of the ELBO phase; that of the kept autoencoder run if not given. Paper: 1e-5."
+        },
+    )
+    elbo_embedding_learning_rate_scale: float = field(
+        default=0.05,
+        metadata={
+            "help": "Learning rate of the user and item tables in the ELBO phase, as a multiple of the others': the "
+            "tables are what overfits sparse ratings."
         },
     )
     cluster_weight: float = field(
-        default=0.3,
+        default=1.0,
         metadata={
             "help": "Weight, in the ELBO phase, of the cross-entropy that keeps the pairs of a user in the user's "
             "cluster. 0 is the paper's loss, whose clusters follow the rating rather than the user."
@@ -183,6 +186,7 @@ class RatingTrainer(Trainer):
         self.phase = AUTOENCODER
         self.beta = model.config.beta if args.beta is None else args.beta
         self._cluster_target = torch.empty(0)
+        self._kept_learning_rate = args.autoencoder_learning_rates[0]
         self._loss_terms: dict[str, list[float]] = defaultdict(list)
         self._root = Path(args.output_dir)
         self._base_args = args
@@ -219,7 +223,7 @@ class RatingTrainer(Trainer):
             self._train_autoencoder(**kwargs)
             self._initialize_mixture()
             save_file({"cluster_target": self._cluster_target.cpu()}, self._root / _TARGET_FILE)
-        self._start(ELBO)
+        self._start(ELBO, self._base_args.elbo_learning_rate or self._kept_learning_rate)
         output = super().train(resume_from_checkpoint=last, **kwargs)
         self._repair_clusters()
         return output
@@ -243,6 +247,7 @@ class RatingTrainer(Trainer):
             logger.info("Stage 1, autoencoder at learning rate %g: validation loss %.4f", learning_rate, loss)
             if loss < best_loss:
                 best_loss, best_state = loss, copy.deepcopy(self.model.state_dict())
+                self._kept_learning_rate = learning_rate
             shutil.rmtree(self.args.output_dir, ignore_errors=True)
         if best_state is start:
             raise RuntimeError(
