@@ -48,3 +48,7 @@ def _print_usage(stream) -> None:
     for name, text in COMMANDS.items():
         stream.write(f"  {name:10}{text}\n")
     stream.write("\n`gavamoe COMMAND --help` lists a command's options.\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
