@@ -121,3 +121,17 @@ def test_column_mapping_is_checked(tmp_path, capsys):
 def test_command_is_installed():
     result = subprocess.run([sys.executable, "-m", "gavamoe_hf.cli.main"], capture_output=True, text=True, timeout=120)
     assert result.returncode == 2 and "gavamoe COMMAND" in result.stdout
+
+
+def test_a_run_resumes_with_its_own_options_only(tmp_path):
+    from gavamoe_hf.training import DataArguments, GaVaMoESFTConfig, ModelArguments, RatingArguments
+    from gavamoe_hf.training.pipeline import _check_same_run, _described
+
+    def described(**options):
+        sft = GaVaMoESFTConfig(output_dir=str(tmp_path), use_cpu=True, **options)
+        return _described(DataArguments("synthetic"), ModelArguments(), RatingArguments(), sft)
+
+    (tmp_path / "run.json").write_text(json.dumps(described(learning_rate=1e-3)))
+    _check_same_run(tmp_path, described(learning_rate=1e-3, resume_from_checkpoint="true", disable_tqdm=True))
+    with pytest.raises(ValueError, match=r"learning_rate was 0\.001, now 0\.002"):
+        _check_same_run(tmp_path, described(learning_rate=2e-3))

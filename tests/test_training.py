@@ -305,7 +305,7 @@ def test_gradient_checkpointing_gives_the_same_step(tiny, planted, tmp_path, mon
             planted,
             tmp_path / str(checkpointing),
             max_steps=1,
-            gradient_checkpointing=checkpointing,
+            activation_checkpointing=checkpointing,
             optim="sgd",
         ).train()
         finals.append({name: value.clone() for name, value in model.state_dict().items()})

@@ -1,4 +1,4 @@
-"""GaVaMoE for Hugging Face: explainable recommendation with a VAE-GMM-routed mixture of experts (arXiv 2410.14841)."""
+"""GaVaMoE for Hugging Face: explainable recommendation with a VAE-GMM-routed mixture of experts (arXiv 2410.11841)."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor
 

@@ -16,11 +16,11 @@ FORMAT_VERSION = 1
 class GaVaMoEConfig(LlamaConfig):
     r"""
     Configuration of [`GaVaMoEForCausalLM`]: a Llama whose feed-forward layers are multi-gate mixtures of experts,
-    together with the VAE-GMM rating model that chooses the gate (arXiv 2410.14841).
+    together with the VAE-GMM rating model that chooses the gate (arXiv 2410.11841).
 
     All arguments of [`~transformers.LlamaConfig`] keep their meaning and default. `intermediate_size` is the width of
     the dense feed-forward layer of the base Llama; it is used where `num_local_experts=0`. "Paper" below is the value
-    that arXiv 2410.14841 reports, where it reports one.
+    that arXiv 2410.11841 reports, where it reports one.
 
     Args:
         num_users (`int`, *optional*, defaults to 1):

@@ -7,6 +7,17 @@ import logging
 from transformers import logging as transformers_logging
 from trl import TrlParser
 
+# Stage 2 of a model from scratch, where the options do not say otherwise: chosen by validation on a corpus of 6,573
+# records. The paper's own (learning rate 3e-5, 3 epochs, clipping at 0.3) are for a pretrained Llama.
+FROM_SCRATCH = {
+    "learning_rate": 2e-3,
+    "num_train_epochs": 5,
+    "per_device_train_batch_size": 16,
+    "weight_decay": 0.1,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 100,
+}
+
 
 def run(argv: list[str]) -> None:
     """Trains both stages; the options are the fields of the argument classes, `--config FILE.yaml` sets them too."""
@@ -14,6 +25,8 @@ def run(argv: list[str]) -> None:
     from ..training.sft_config import GaVaMoESFTConfig
 
     parser = TrlParser((DataArguments, ModelArguments, RatingArguments, GaVaMoESFTConfig), prog="gavamoe train")
+    if not _names_base_model(argv):
+        parser.set_defaults_with_config(**FROM_SCRATCH)
     arguments = parser.parse_args_and_config(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers_logging.set_verbosity_warning()
@@ -23,3 +36,16 @@ def run(argv: list[str]) -> None:
     width = max(map(len, metrics))
     for name, value in metrics.items():
         print(f"{name:{width}}  {value:.4f}")
+
+
+def _names_base_model(argv: list[str]) -> bool:
+    """Whether the options or their YAML file name a base model."""
+    import yaml
+
+    if any(option.split("=")[0] == "--base_model" for option in argv):
+        return True
+    if "--config" not in argv[:-1]:
+        return False
+    with open(argv[argv.index("--config") + 1], encoding="utf-8") as file:
+        config = yaml.safe_load(file)
+    return isinstance(config, dict) and config.get("base_model") is not None

@@ -1,4 +1,4 @@
-"""Metrics of explanations and of ratings (section 4 of arXiv 2410.14841), and baselines for the ratings."""
+"""Metrics of explanations and of ratings (section 4 of arXiv 2410.11841), and baselines for the ratings."""
 
 from .baselines import BiasBaseline, MeanBaseline, baseline_scores
 from .rating_metrics import rating_errors

@@ -1,4 +1,4 @@
-"""Errors of predicted ratings (section 4.1 of arXiv 2410.14841)."""
+"""Errors of predicted ratings (section 4.1 of arXiv 2410.11841)."""
 
 from collections.abc import Sequence
 

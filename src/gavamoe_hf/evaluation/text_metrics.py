@@ -1,5 +1,5 @@
 """
-Metrics of generated explanations: quality, personalisation and consistency (section 4.1 of arXiv 2410.14841),
+Metrics of generated explanations: quality, personalisation and consistency (section 4.1 of arXiv 2410.11841),
 with the unique sentence ratio and the feature matching ratio of NETE and PETER.
 
 BLEU and ROUGE come from sacrebleu and rouge_score, an optional extra that is imported on use. The rest needs

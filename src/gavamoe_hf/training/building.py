@@ -154,14 +154,13 @@ def build_model(
 
 
 def set_generation_defaults(model: GaVaMoEForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Ends explanations at the tokenizer's end-of-sequence token and never generates a placeholder."""
+    """Ends explanations at the tokenizer's end-of-sequence token, after 40 new tokens at most."""
     config = model.generation_config or GenerationConfig()
     ends = config.eos_token_id
     ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
     config.eos_token_id = sorted({*ends, tokenizer.eos_token_id})
     config.pad_token_id = tokenizer.pad_token_id
     config.bos_token_id = tokenizer.bos_token_id
-    config.suppress_tokens = [model.config.user_token_id, model.config.item_token_id]
     config.max_new_tokens = 40
     model.generation_config = config
 

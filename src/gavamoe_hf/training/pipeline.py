@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, make_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -41,6 +42,8 @@ SYNTHETIC = "synthetic"
 RUN_FILE, METRICS_FILE, PREDICTIONS_FILE = "run.json", "metrics.json", "predictions_test.jsonl"
 RATING_FOLDER, CHECKPOINT_FOLDER = "rating_model", "checkpoints"
 _TRUTH_FILE = "truth.json"
+# Options under which a run is the same run
+_NOT_DESCRIBED = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "disable_tqdm", "hub_token"}
 
 # Options of stage 1 that the command line offers, with the prefix `rating_`; the seed is that of stage 2.
 _RATING_OPTIONS = (
@@ -156,7 +159,7 @@ def run_training(
     require_text_metrics()
     check_output_dir(output_dir, resume, data_args.overwrite_output_dir)
     records, truth = read_data(data_args)
-    arguments = _described(data_args, model_args, rating_args)
+    arguments = _described(data_args, model_args, rating_args, sft_args)
     if resume:
         _check_same_run(output_dir, arguments)
     set_seed(sft_args.seed)
@@ -293,18 +296,26 @@ def _clear(output_dir: Path) -> None:
 
 
 def _described(*arguments: Any) -> dict[str, Any]:
+    """Every option that differs from its default; of those that say where and how a run is shown, none."""
     described: dict[str, Any] = {}
     for group in arguments:
-        described |= dataclasses.asdict(group)
-    described.pop("overwrite_output_dir")
+        for option in dataclasses.fields(group):
+            value = getattr(group, option.name)
+            default = option.default_factory() if callable(option.default_factory) else option.default
+            if option.name not in _NOT_DESCRIBED and value != default and _is_plain(value):
+                described[option.name] = value
     return described
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float | bool | list | None) and not isinstance(value, Enum)
 
 
 def _check_same_run(output_dir: Path, arguments: dict[str, Any]) -> None:
     earlier = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
-    changed = [name for name, value in arguments.items() if earlier.get(name, value) != value]
+    changed = [name for name in sorted({*earlier, *arguments}) if earlier.get(name) != arguments.get(name)]
     if changed:
-        found = ", ".join(f"{name} was {earlier[name]!r}, now {arguments[name]!r}" for name in changed)
+        found = ", ".join(f"{name} was {earlier.get(name)!r}, now {arguments.get(name)!r}" for name in changed)
         raise ValueError(f"Expected the options of the run in {output_dir}, but {found}. Resume with the same options.")
 
 

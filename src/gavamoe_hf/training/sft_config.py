@@ -34,6 +34,9 @@ class GaVaMoESFTConfig(SFTConfig):
     log-likelihood, bf16 only where there is a GPU for it, no gradient checkpointing.
     """
 
+    learning_rate: float = field(
+        default=3e-5, metadata={"help": "Peak learning rate of AdamW. Paper: 3e-5, on a pretrained Llama."}
+    )
     alpha: float | None = field(
         default=None,
         metadata={
@@ -65,10 +68,11 @@ class GaVaMoESFTConfig(SFTConfig):
     max_length: int | None = field(
         default=180, metadata={"help": "Tokens to which prompt and explanation together are cut. Paper: 180."}
     )
-    gradient_checkpointing: bool = field(
-        default=False,
+    gradient_checkpointing: bool | None = field(
+        default=None,
         metadata={"help": "Recompute activations in the backward pass: less memory, about 20 % slower."},
     )
+    per_device_eval_batch_size: int = field(default=32, metadata={"help": "Records scored at once and device."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When the validation split is scored."})
     save_strategy: str = field(default="epoch", metadata={"help": "When checkpoints are saved."})
     save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints kept besides the best one."})

@@ -48,7 +48,7 @@ def tokenize_records(
     if missing:
         raise ValueError(
             f"Expected records with the columns {list(RECORD_COLUMNS)}, but {missing} are missing from "
-            f"{records.column_names}. Load them with `gavamoe_hf.load_records`."
+            f"{records.column_names}. Load them with `gavamoe_hf.data.load_records`."
         )
     draw = random.Random(seed)
     keep_features = [draw.random() >= feature_dropout for _ in range(len(records))]
