@@ -31,8 +31,8 @@ OPTIONS = [
     *("--num_hidden_layers", "2"),
     *("--moe_intermediate_size", "64"),
     *("--learning_rate", "3e-3"),
-    *("--num_train_epochs", "4"),
-    *("--per_device_train_batch_size", "32"),
+    *("--num_train_epochs", "5"),
+    *("--per_device_train_batch_size", "16"),
     "--use_cpu",
 ]
 

@@ -365,6 +365,17 @@ def test_ablations_keep_parameters_equal(planted):
 # Kill and resume
 
 
+def test_a_half_written_checkpoint_is_passed_over(tmp_path):
+    from gavamoe_hf.training.resume import last_complete_checkpoint
+
+    assert last_complete_checkpoint(tmp_path / "nothing") is None
+    for step in (9, 20, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (9, 20):
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-20")
+
+
 COMMAND = (
     "train --dataset {data} --output_dir {output} --use_cpu true --hidden_size 32 --num_hidden_layers 1 "
     "--num_attention_heads 2 --moe_intermediate_size 16 --num_experts 4 --vocab_size 500 "

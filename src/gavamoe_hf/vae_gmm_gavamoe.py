@@ -25,6 +25,7 @@ _MIN_LOG_VARIANCE, _MAX_LOG_VARIANCE = -12.0, 8.0
 # Embeddings start small and grow with what the ratings teach. With the usual epsilon, a LayerNorm would scale the
 # random start up to unit variance and give every user a code to memorise; with this one, small stays small.
 _NORM_EPS = 1.0
+_TABLE_STD = 0.02
 
 
 @dataclass
@@ -175,7 +176,7 @@ class GaVaMoERatingModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             # Small: what the tables hold should come from the ratings, not from the draw, or clusters follow noise
-            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+            init.normal_(module.weight, mean=0.0, std=_TABLE_STD)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)

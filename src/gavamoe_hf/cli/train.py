@@ -10,8 +10,8 @@ from trl import TrlParser
 # Stage 2 of a model from scratch, where the options do not say otherwise: chosen by validation on a corpus of 6,573
 # records. The paper's own (learning rate 3e-5, 3 epochs, clipping at 0.3) are for a pretrained Llama.
 FROM_SCRATCH = {
-    "learning_rate": 2e-3,
-    "num_train_epochs": 5,
+    "learning_rate": 1e-3,
+    "num_train_epochs": 8,
     "per_device_train_batch_size": 16,
     "weight_decay": 0.1,
     "lr_scheduler_type": "cosine",

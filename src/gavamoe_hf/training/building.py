@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from ..configuration_gavamoe import GaVaMoEConfig
 from ..modeling_gavamoe import GaVaMoEForCausalLM
-from ..processing_gavamoe import PROMPT_TEMPLATE, SYSTEM_PROMPT, GaVaMoEProcessor
+from ..processing_gavamoe import (
+    PROMPT_TEMPLATE,
+    PROMPT_TEMPLATE_WITHOUT_FEATURES,
+    SYSTEM_PROMPT,
+    GaVaMoEProcessor,
+)
 from ..upcycling import upcycle_llama
 from .tokenizer import train_tokenizer
 
@@ -51,6 +57,13 @@ class ModelArguments:
     num_experts: int = field(default=12, metadata={"help": "Experts of each layer. Paper: 12."})
     num_experts_per_tok: int = field(default=2, metadata={"help": "Experts that each token uses. Paper: 2."})
     moe_intermediate_size: int = field(default=128, metadata={"help": "Width of one expert. Paper: 1280."})
+    shared_expert_intermediate_size: int = field(
+        default=0,
+        metadata={
+            "help": "Width of a dense expert that every token uses besides the routed ones; with a base model and "
+            "expert_init residual it is the base's own feed-forward layer. Paper: none."
+        },
+    )
     norm_topk_prob: bool = field(
         default=True, metadata={"help": "Rescale the weights of the chosen experts to sum to one. Paper: no."}
     )
@@ -75,7 +88,7 @@ class ModelArguments:
     hidden_size: int = field(default=256, metadata={"help": "Width of a model from scratch."})
     num_hidden_layers: int = field(default=4, metadata={"help": "Layers of a model from scratch."})
     num_attention_heads: int = field(default=4, metadata={"help": "Attention heads of a model from scratch."})
-    vocab_size: int = field(default=8000, metadata={"help": "Most tokens of a tokenizer trained from scratch."})
+    vocab_size: int = field(default=3000, metadata={"help": "Most tokens of a tokenizer trained from scratch."})
     attention_dropout: float = field(default=0.0, metadata={"help": "Dropout of a model from scratch."})
 
 
@@ -96,8 +109,8 @@ def build_processor(
         counts[item].update(features)
     if model_args.base_model is None:
         words = [" " + name for features in train["feature"] for name in features]
-        prompts = [SYSTEM_PROMPT, PROMPT_TEMPLATE, "positive negative"] * 2
-        tokenizer = train_tokenizer([*train["explanation"], *words, *prompts], model_args.vocab_size)
+        texts = [*train["explanation"], *words, *["positive negative to"] * 2]
+        tokenizer = train_tokenizer(texts, model_args.vocab_size, _prompt_phrases())
     else:
         tokenizer = AutoTokenizer.from_pretrained(model_args.base_model)
         GaVaMoEProcessor.add_placeholder_tokens(tokenizer)
@@ -110,6 +123,16 @@ def build_processor(
         item_features=[[name for name, _ in counts[item].most_common(_FEATURES_PER_ITEM)] for item in items],
         positive_rating_threshold=(min(rating_levels) + max(rating_levels)) / 2,
     )
+
+
+def _prompt_phrases() -> list[str]:
+    """The longer unchanging parts of the prompts, which a model from scratch knows nothing about word by word."""
+    phrases = set()
+    for template in (PROMPT_TEMPLATE, PROMPT_TEMPLATE_WITHOUT_FEATURES):
+        parts = re.split(r"\{\w+\}", f"{SYSTEM_PROMPT}\n{template}")
+        # As the processor cuts the prompt: the blank before the features belongs to them
+        phrases |= {part.rstrip() if part.endswith(" the item has ") else part for part in parts if len(part) > 10}
+    return sorted(phrases)
 
 
 def build_model(
@@ -129,14 +152,18 @@ def build_model(
     fields = {**_method_fields(processor, model_args, rating_levels), **_ablation_fields(model_args)}
     tokenizer = processor.tokenizer
     if model_args.base_model is None:
-        width = model_args.num_experts * model_args.moe_intermediate_size
+        routed = model_args.num_experts * model_args.moe_intermediate_size
+        width = routed + model_args.shared_expert_intermediate_size
         config = GaVaMoEConfig(
             vocab_size=len(tokenizer),
             hidden_size=model_args.hidden_size,
             intermediate_size=width,
+            shared_expert_intermediate_size=model_args.shared_expert_intermediate_size,
             num_hidden_layers=model_args.num_hidden_layers,
             num_attention_heads=model_args.num_attention_heads,
             attention_dropout=model_args.attention_dropout,
+            # Llama's 0.02 suits widths in the thousands; narrow layers would start with next to no signal
+            initializer_range=model_args.hidden_size**-0.5,
             max_position_embeddings=1024,
             tie_word_embeddings=True,
             pad_token_id=tokenizer.pad_token_id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import logging
@@ -17,7 +18,6 @@ import torch
 from datasets import DatasetDict
 from sklearn.metrics import adjusted_rand_score
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..data import SyntheticConfig, SyntheticTruth, generate_synthetic, load_records
 from ..evaluation import baseline_scores, require_text_metrics
@@ -33,6 +33,7 @@ from ..processing_gavamoe import GaVaMoEProcessor
 from ..vae_gmm_gavamoe import GaVaMoERatingModel
 from .building import ModelArguments, build_model, build_processor
 from .rating_trainer import RatingDataset, RatingTrainer, RatingTrainingArguments
+from .resume import last_complete_checkpoint
 from .sft_config import GaVaMoESFTConfig
 from .sft_trainer import GaVaMoESFTTrainer
 
@@ -222,16 +223,15 @@ def train_explanations(
     resume: bool = False,
 ) -> None:
     """Stage 2, in place; the best epoch is kept."""
-    args = sft_args
     folder = output_dir / CHECKPOINT_FOLDER / "explanation"
+    args = copy.copy(sft_args)
     args.output_dir = str(folder)
-    last = get_last_checkpoint(str(folder)) if resume and folder.is_dir() else None
+    last = last_complete_checkpoint(folder) if resume else None
     trainer = GaVaMoESFTTrainer(
         model, args, train_dataset=records["train"], eval_dataset=records["validation"], processor=processor
     )
     trainer.train(resume_from_checkpoint=last)
     write_json(output_dir / "training_log.json", trainer.state.log_history)
-    args.output_dir = str(output_dir)
 
 
 def evaluate_run(

@@ -17,12 +17,12 @@ from datasets import Dataset as HubDataset
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..processing_gavamoe import GaVaMoEProcessor
 from ..vae_gmm_gavamoe import GaVaMoERatingModel
 from .initialization import cluster_shares, initialize_decoder_bias, initialize_mixture, initialize_tables
 from .optimizer import grouped_optimizer
+from .resume import last_complete_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +216,7 @@ class RatingTrainer(Trainer):
         Returns:
             [`~transformers.trainer_utils.TrainOutput`] of the ELBO phase.
         """
-        last = self._last_checkpoint(ELBO) if resume_from_checkpoint else None
+        last = last_complete_checkpoint(self._root / ELBO) if resume_from_checkpoint else None
         if last is not None:
             self._cluster_target = load_file(self._root / _TARGET_FILE)["cluster_target"].to(self.args.device)
         else:
@@ -227,10 +227,6 @@ class RatingTrainer(Trainer):
         output = super().train(resume_from_checkpoint=last, **kwargs)
         self._repair_clusters()
         return output
-
-    def _last_checkpoint(self, phase: str) -> str | None:
-        folder = self._root / phase
-        return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
     def _train_autoencoder(self, **kwargs: Any) -> None:
         """Runs the autoencoder phase from the same start at each learning rate and keeps the best run."""

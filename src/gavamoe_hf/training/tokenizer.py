@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from ..processing_gavamoe import ITEM_TOKEN, USER_TOKEN
@@ -12,13 +12,17 @@ from ..processing_gavamoe import ITEM_TOKEN, USER_TOKEN
 PAD_TOKEN, BOS_TOKEN, EOS_TOKEN = "<|pad|>", "<|begin_of_text|>", "<|end_of_text|>"
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int = 8000) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int = 3000, phrases: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
     """
     Byte-level BPE tokenizer: any text can be encoded, whatever it was trained on.
 
     Args:
         texts (`Iterable[str]`): Text to train on: explanations of the training split, features and prompts.
-        vocab_size (`int`, *optional*, defaults to 8000): Most tokens, the special ones and the 256 bytes included.
+        vocab_size (`int`, *optional*, defaults to 3000): Most tokens, the special ones and the 256 bytes included.
+        phrases (`Sequence[str]`, *optional*): Texts that become one token each, besides: the unchanging parts of the
+            prompt, which would otherwise be most of every sequence.
 
     Returns:
         [`~transformers.PreTrainedTokenizerFast`] that pads on the left and has the placeholder tokens.
@@ -41,7 +45,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8000) -> PreTrainedT
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token=PAD_TOKEN,
         bos_token=BOS_TOKEN,
@@ -50,3 +54,5 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8000) -> PreTrainedT
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
+    return tokenizer
