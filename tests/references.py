@@ -55,6 +55,9 @@ def spread_clusters(model: GaVaMoEForCausalLM) -> GaVaMoEForCausalLM:
     """Puts the mixture's means on latents far apart, so that pairs differ in cluster, and the threshold of a positive
     rating among the predicted ratings, so that they differ in sentiment."""
     rating_model = model.rating_model
+    # Untrained tables are nearly zero: these differ as trained ones do
+    torch.nn.init.normal_(rating_model.user_embeddings.weight, std=0.4)
+    torch.nn.init.normal_(rating_model.item_embeddings.weight, std=0.4)
     torch.nn.init.normal_(rating_model.population_user)
     torch.nn.init.normal_(rating_model.population_item)
     users, items = all_pairs(model.config)
