@@ -2,7 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor
 
-from .configuration_gavamoe import GaVaMoEConfig
+from .configuration_gavamoe import POPULATION_ID, GaVaMoEConfig
 from .loading import load_checkpoint
 from .modeling_gavamoe import (
     GaVaMoECausalLMOutputWithPast,
@@ -13,7 +13,7 @@ from .modeling_gavamoe import (
     GaVaMoERoutingReport,
 )
 from .processing_gavamoe import GaVaMoEProcessor
-from .vae_gmm_gavamoe import POPULATION_ID, GaVaMoERatingModel, GaVaMoERatingOutput
+from .vae_gmm_gavamoe import GaVaMoERatingModel, GaVaMoERatingOutput
 from .version import __version__
 
 AutoConfig.register("gavamoe", GaVaMoEConfig, exist_ok=True)

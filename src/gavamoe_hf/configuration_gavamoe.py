@@ -11,6 +11,9 @@ from transformers import LlamaConfig
 # Raised when the layout of a saved checkpoint changes in a way that an older package cannot read.
 FORMAT_VERSION = 1
 
+# The index that stands for "a user (or item) that the model does not know": the population embedding.
+POPULATION_ID = -1
+
 
 @strict
 class GaVaMoEConfig(LlamaConfig):
@@ -249,4 +252,4 @@ def _require(condition: bool, message: str) -> None:
 
 GaVaMoEConfig.register_for_auto_class()
 
-__all__ = ["GaVaMoEConfig"]
+__all__ = ["POPULATION_ID", "GaVaMoEConfig"]

@@ -11,9 +11,10 @@ import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
+from .configuration_gavamoe import POPULATION_ID
+
 USER_TOKEN = "<|user_embedding|>"
 ITEM_TOKEN = "<|item_embedding|>"
-POPULATION_ID = -1
 
 SYSTEM_PROMPT = "You are a professional explainer who explains an item to a user in detail."
 # Figure 2 of the paper, and the same sentence where no feature is known.

@@ -14,10 +14,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .configuration_gavamoe import GaVaMoEConfig
-
-# The index that stands for "a user (or item) that the model does not know": the population embedding.
-POPULATION_ID = -1
+from .configuration_gavamoe import POPULATION_ID, GaVaMoEConfig
 
 # Log variances are kept in this range so that neither exp() nor its inverse overflows in float32.
 _MIN_LOG_VARIANCE, _MAX_LOG_VARIANCE = -12.0, 8.0
