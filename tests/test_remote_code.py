@@ -120,6 +120,7 @@ def test_files_of_a_checkpoint(saved):
         "tokenizer.json",
         "tokenizer_config.json",
         "configuration_gavamoe.py",
+        "generation_gavamoe.py",
         "modeling_gavamoe.py",
         "vae_gmm_gavamoe.py",
         "processing_gavamoe.py",

@@ -3,14 +3,13 @@
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor
 
 from .configuration_gavamoe import POPULATION_ID, GaVaMoEConfig
+from .generation_gavamoe import GaVaMoEExplanation, GaVaMoERoutingReport
 from .loading import load_checkpoint
 from .modeling_gavamoe import (
     GaVaMoECausalLMOutputWithPast,
-    GaVaMoEExplanation,
     GaVaMoEForCausalLM,
     GaVaMoEModel,
     GaVaMoEModelOutputWithPast,
-    GaVaMoERoutingReport,
 )
 from .processing_gavamoe import GaVaMoEProcessor
 from .vae_gmm_gavamoe import GaVaMoERatingModel, GaVaMoERatingOutput

@@ -1,0 +1,316 @@
+# Copyright 2026 The gavamoe-hf authors. Licensed under the Apache License, Version 2.0.
+"""What one asks a GaVaMoE model about user-item pairs: explanations, ratings, clusters and routes.
+
+Shapes: B batch, T tokens, X `num_local_experts`, L layers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class GaVaMoERoutingReport(ModelOutput):
+    """
+    How pairs are routed, from [`GaVaMoEForCausalLM.routing_report`].
+
+    Args:
+        gate_index (`torch.LongTensor` of shape `(batch_size,)`): The gate used, which is the most probable cluster.
+        cluster_posterior (`torch.FloatTensor` of shape `(batch_size, num_clusters)`): eq. 8, at z = mu.
+        predicted_rating (`torch.FloatTensor` of shape `(batch_size,)`): Expected rating, on the rating scale.
+        expert_share (`torch.FloatTensor` of shape `(batch_size, num_hidden_layers, num_experts)`, *optional*):
+            Share of the sample's (token, choice) slots that each expert of each layer takes; sums to 1. `None` where
+            the layers are dense.
+    """
+
+    gate_index: torch.LongTensor | None = None
+    cluster_posterior: torch.FloatTensor | None = None
+    predicted_rating: torch.FloatTensor | None = None
+    expert_share: torch.FloatTensor | None = None
+
+
+@dataclass
+class GaVaMoEExplanation:
+    """
+    One explained pair, from [`GaVaMoEForCausalLM.explain`].
+
+    Args:
+        user (`str`), item (`str`): Raw ids.
+        explanation (`str`): The generated text.
+        rating (`float`): The rating whose sentiment the prompt stated: the one given, else the predicted one.
+        predicted_rating (`float`): The rating model's expectation.
+        features (`list[str]`): The features that the prompt named.
+        cluster (`int`): Cluster of the pair, which is its gate.
+        cluster_posterior (`list[float]`): Probability of each cluster.
+    """
+
+    user: str
+    item: str
+    explanation: str
+    rating: float
+    predicted_rating: float
+    features: list[str]
+    cluster: int
+    cluster_posterior: list[float]
+
+
+class GaVaMoEGenerationMixin:
+    """Generation and questions about pairs, for [`GaVaMoEForCausalLM`]."""
+
+    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, **kwargs) -> dict[str, Any]:
+        model_inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        # A flag of training: the load-balancing loss of one step means nothing, and the mask covers all steps
+        model_inputs["output_router_logits"] = False
+        # The placeholders are in the prompt, whose keys and values are cached after the first step
+        if kwargs.get("use_cache", True) and not kwargs.get("is_first_iteration", False):
+            model_inputs.pop("user_id", None)
+            model_inputs.pop("item_id", None)
+        return model_inputs
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.LongTensor | None = None,
+        *args,
+        user_id: int | Sequence[int] | torch.LongTensor | None = None,
+        item_id: int | Sequence[int] | torch.LongTensor | None = None,
+        negative_input_ids: torch.LongTensor | None = None,
+        negative_attention_mask: torch.LongTensor | None = None,
+        **kwargs,
+    ):
+        """
+        [`~transformers.GenerationMixin.generate`] for user-item pairs. Each sequence takes the gate of its own pair,
+        chosen once for the whole generation.
+
+        Args:
+            inputs (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Prompts, as `input_ids` too; each holds one user and one item placeholder. Without prompts, the
+                checkpoint's stored prompt is used, its sentiment from the predicted rating.
+            user_id (`int`, `Sequence[int]` or `torch.LongTensor` of shape `(batch_size,)`):
+                User indices, -1 for the population. One index is used for every item given.
+            item_id (`int`, `Sequence[int]` or `torch.LongTensor` of shape `(batch_size,)`): Item indices, likewise.
+            negative_input_ids (`torch.LongTensor`, *optional*):
+                What the processor adds where a rating is not known: for rows whose predicted rating is negative these
+                prompts take the place of `input_ids`. Rows filled with -1 keep `input_ids`.
+            negative_attention_mask (`torch.LongTensor`, *optional*): The mask of `negative_input_ids`.
+            kwargs: everything that `generate` takes.
+
+        Returns:
+            What `generate` returns: prompts with their continuations, in which there are no placeholder tokens.
+
+        Raises:
+            `ValueError`: for missing or unfit ids or prompts; `IndexError`: for an id outside the tables.
+        """
+        if user_id is None and item_id is None:
+            return super().generate(inputs, *args, **kwargs)
+        user_id, item_id = self._pair_tensors(user_id, item_id)
+        input_ids = kwargs.pop("input_ids", inputs)
+        attention_mask = kwargs.pop("attention_mask", None)
+        if input_ids is None and kwargs.get("inputs_embeds") is None:
+            input_ids, attention_mask, negative_input_ids, negative_attention_mask = self._stored_prompts(len(user_id))
+        if negative_input_ids is not None:
+            negative = self.predict_rating(user_id, item_id) < self.config.positive_rating_threshold
+            negative = negative[:, None] & (negative_input_ids[:, -1:] >= 0)
+            input_ids = torch.where(negative, negative_input_ids, input_ids)
+            attention_mask = torch.where(negative, negative_attention_mask, attention_mask)
+        prompt = input_ids if input_ids is not None else kwargs["inputs_embeds"]
+        if len(prompt) != len(user_id):
+            raise ValueError(
+                f"Expected one pair for each prompt, but got {len(user_id)} pair(s) and {len(prompt)} prompt(s)."
+            )
+        if input_ids is not None:
+            kwargs["input_ids"] = input_ids
+        if attention_mask is not None:
+            kwargs["attention_mask"] = attention_mask
+        if self.config.num_local_experts > 0:
+            kwargs["gate_index"] = self.gate_index(user_id, item_id)
+        # A placeholder stands for an embedding and no text: a second one in the sequence would mean nothing
+        placeholders = [token for token in (self.config.user_token_id, self.config.item_token_id) if token is not None]
+        if placeholders:
+            suppress = SuppressTokensLogitsProcessor(placeholders, device=self.device)
+            kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), suppress])
+        return super().generate(None, *args, user_id=user_id, item_id=item_id, **kwargs)
+
+    def _pair_tensors(self, user_id: Any, item_id: Any) -> tuple[torch.LongTensor, torch.LongTensor]:
+        """Ids given as ints, lists or tensors, as index tensors of one length on the model's device, checked."""
+        tensors = []
+        for name, ids in (("user_id", user_id), ("item_id", item_id)):
+            if ids is None:
+                raise ValueError(f"Expected `user_id` and `item_id`, but `{name}` is missing.")
+            try:
+                tensor = torch.as_tensor(ids, device=self.device)
+                got = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+            except (TypeError, ValueError, RuntimeError):
+                tensor, got = None, repr(ids)[:100]
+            if (
+                tensor is None
+                or tensor.dtype == torch.bool
+                or tensor.is_floating_point()
+                or tensor.ndim > 1
+                or tensor.numel() == 0
+            ):
+                raise ValueError(
+                    f"Expected `{name}` as an int, a list of ints or an integer tensor of shape (batch_size,), but "
+                    f"got {got}. Raw ids are looked up by the checkpoint's processor."
+                )
+            tensors.append(tensor.long().reshape(-1))
+        user_id, item_id = tensors
+        if len(user_id) != len(item_id) and 1 not in (len(user_id), len(item_id)):
+            raise ValueError(
+                f"Expected as many users as items, or one for all, but got {len(user_id)} and {len(item_id)}."
+            )
+        user_id, item_id = torch.broadcast_tensors(user_id, item_id)
+        self.rating_model.check_ids(user_id, item_id)
+        return user_id.contiguous(), item_id.contiguous()
+
+    def _stored_prompts(self, batch_size: int) -> tuple[torch.LongTensor, ...]:
+        """The stored positive and negative prompts, left-padded to one length, each followed by its mask."""
+        if self.config.stored_prompts is None:
+            raise ValueError(
+                "This checkpoint stores no prompt: pass `input_ids` from its processor, or set "
+                "`config.stored_prompts = processor.stored_prompts()`."
+            )
+        prompts = [self.config.stored_prompts[sentiment] for sentiment in ("positive", "negative")]
+        length = max(map(len, prompts))
+        padding = self.config.pad_token_id if self.config.pad_token_id is not None else 0
+        tensors = []
+        for prompt in prompts:
+            pad = length - len(prompt)
+            for row in ([padding] * pad + list(prompt), [0] * pad + [1] * len(prompt)):
+                tensors.append(torch.tensor(row, device=self.device).expand(batch_size, -1))
+        return tuple(tensors)
+
+    @torch.no_grad()
+    def predict_rating(self, user_id: Any, item_id: Any) -> torch.FloatTensor:
+        """
+        Expected ratings on the rating scale, without dropout or sampling whatever the mode.
+
+        Args:
+            user_id (`int`, `Sequence[int]` or `torch.LongTensor` of shape `(batch_size,)`): User indices, -1 for the
+                population. One index is used for every item given.
+            item_id (`int`, `Sequence[int]` or `torch.LongTensor` of shape `(batch_size,)`): Item indices, likewise.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size,)`.
+        """
+        return self.rating_model.predict(*self._pair_tensors(user_id, item_id)).predicted_rating
+
+    @torch.no_grad()
+    def cluster_posterior(self, user_id: Any, item_id: Any) -> torch.FloatTensor:
+        """p(c | pair) (eq. 8) at z = mu, `(batch_size, num_clusters)`; arguments as for [`~predict_rating`]."""
+        return self.rating_model.predict(*self._pair_tensors(user_id, item_id)).cluster_posterior
+
+    @torch.no_grad()
+    def gate_index(self, user_id: Any, item_id: Any) -> torch.LongTensor:
+        """The gate of each pair (eq. 9), `(batch_size,)`; arguments as for [`~predict_rating`]."""
+        pair_embeddings = self.rating_model.embed(*self._pair_tensors(user_id, item_id))
+        return self.rating_model.route(pair_embeddings)[0]
+
+    @torch.no_grad()
+    def routing_report(
+        self,
+        user_id: Any,
+        item_id: Any,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+    ) -> GaVaMoERoutingReport:
+        """
+        Which cluster, gate and experts pairs use, layer by layer, over a prompt.
+
+        Args:
+            user_id (`int`, `Sequence[int]` or `torch.LongTensor` of shape `(batch_size,)`): User indices.
+            item_id (`int`, `Sequence[int]` or `torch.LongTensor` of shape `(batch_size,)`): Item indices.
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*, defaults to the stored
+                prompt of a positive experience): Prompts, with or without explanations.
+            attention_mask (`torch.LongTensor`, *optional*): Mask of `input_ids`.
+
+        Returns:
+            [`GaVaMoERoutingReport`]
+        """
+        user_id, item_id = self._pair_tensors(user_id, item_id)
+        predicted = self.rating_model.predict(user_id, item_id)
+        report = GaVaMoERoutingReport(
+            gate_index=predicted.cluster_posterior.argmax(dim=-1),
+            cluster_posterior=predicted.cluster_posterior,
+            predicted_rating=predicted.predicted_rating,
+        )
+        if self.config.num_local_experts == 0:
+            return report
+        if input_ids is None:
+            input_ids, attention_mask, _, _ = self._stored_prompts(len(user_id))
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            user_id=user_id,
+            item_id=item_id,
+            gate_index=report.gate_index,
+            output_router_logits=True,
+            use_cache=False,
+        )
+        shares = []
+        for logits in outputs.router_logits:
+            chosen = logits.view(*input_ids.shape, -1).topk(self.config.num_experts_per_tok, dim=-1).indices
+            counts = F.one_hot(chosen, self.config.num_experts).sum(dim=2) * attention_mask[..., None]  # [B, T, X]
+            shares.append(counts.sum(dim=1) / counts.sum(dim=(1, 2))[:, None])
+        report.expert_share = torch.stack(shares, dim=1)
+        return report
+
+    def explain(
+        self,
+        processor: Any,
+        user: str | Sequence[str],
+        item: str | Sequence[str],
+        rating: float | Sequence[float | None] | None = None,
+        features: Sequence[str] | Sequence[Sequence[str] | None] | None = None,
+        **generate_kwargs,
+    ) -> list[GaVaMoEExplanation]:
+        """
+        Explanations of pairs named by their raw ids.
+
+        Args:
+            processor ([`GaVaMoEProcessor`]): The checkpoint's processor.
+            user (`str` or `Sequence[str]`): Raw user ids.
+            item (`str` or `Sequence[str]`): Raw item ids.
+            rating (`float` or `Sequence[float | None]`, *optional*, defaults to the predicted rating):
+                Ratings whose sentiment the prompt states.
+            features (`Sequence[str]`, or one sequence for each pair, *optional*):
+                Features for the prompt to name; those that the item is known by if not given.
+            generate_kwargs: everything that `generate` takes.
+
+        Returns:
+            `list[GaVaMoEExplanation]`: one for each pair, in order.
+        """
+        batch = processor(user=user, item=item, rating=rating, features=features).to(self.device)
+        tokens = self.generate(**batch, **{"return_dict_in_generate": False, **generate_kwargs})
+        texts = processor.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        predicted = self.rating_model.predict(batch["user_id"], batch["item_id"])
+        pairs = processor.normalize_pairs(user=user, item=item, rating=rating, features=features)
+        repeats = len(texts) // len(pairs)
+        explanations = []
+        for row, pair in enumerate(pairs):
+            predicted_rating = predicted.predicted_rating[row].item()
+            posterior = predicted.cluster_posterior[row].tolist()
+            for text in texts[row * repeats : (row + 1) * repeats]:
+                explanations.append(
+                    GaVaMoEExplanation(
+                        user=pair.user,
+                        item=pair.item,
+                        explanation=text.strip(),
+                        rating=predicted_rating if pair.rating is None else pair.rating,
+                        predicted_rating=predicted_rating,
+                        features=pair.features,
+                        cluster=max(range(len(posterior)), key=posterior.__getitem__),
+                        cluster_posterior=posterior,
+                    )
+                )
+        return explanations
+
+
+__all__ = ["GaVaMoEExplanation", "GaVaMoEGenerationMixin", "GaVaMoERoutingReport"]
