@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
@@ -26,6 +27,10 @@ Ablation = Literal["none", "no_multi_gating", "no_fine_grained_experts", "base"]
 
 # Features kept for each item, most frequent first.
 _FEATURES_PER_ITEM = 8
+
+# How often each feature is seen when a tokenizer is trained, besides the explanations: in a small corpus enough for a
+# rare feature to become one token, which is easier to repeat than several.
+_REPEATS_OF_A_FEATURE = 30
 
 
 @dataclass
@@ -108,8 +113,9 @@ def build_processor(
     for item, features in zip(train["item"], train["feature"], strict=True):
         counts[item].update(features)
     if model_args.base_model is None:
-        words = [" " + name for features in train["feature"] for name in features]
-        texts = [*train["explanation"], *words, *["positive negative to"] * 2]
+        features = sorted({name for features in train["feature"] for name in features})
+        words = [" " + word for word in (*features, "positive", "negative", "to")]
+        texts = [*train["explanation"], *words * _REPEATS_OF_A_FEATURE]
         tokenizer = train_tokenizer(texts, model_args.vocab_size, _prompt_phrases())
     else:
         tokenizer = AutoTokenizer.from_pretrained(model_args.base_model)
@@ -129,9 +135,9 @@ def _prompt_phrases() -> list[str]:
     """The longer unchanging parts of the prompts, which a model from scratch knows nothing about word by word."""
     phrases = set()
     for template in (PROMPT_TEMPLATE, PROMPT_TEMPLATE_WITHOUT_FEATURES):
-        parts = re.split(r"\{\w+\}", f"{SYSTEM_PROMPT}\n{template}")
-        # As the processor cuts the prompt: the blank before the features belongs to them
-        phrases |= {part.rstrip() if part.endswith(" the item has ") else part for part in parts if len(part) > 10}
+        # The blank before a word belongs to the word, before a placeholder token to the phrase
+        parts = re.split(r" \{(?:sentiment|features)\}|\{\w+\}", f"{SYSTEM_PROMPT}\n{template}")
+        phrases |= {part for part in parts if len(part) > 10}
     return sorted(phrases)
 
 
@@ -172,12 +178,24 @@ def build_model(
             **fields,
         )
         model = GaVaMoEForCausalLM(config)
+        _initialize_copying_heads(model)
     else:
         base = AutoModelForCausalLM.from_pretrained(model_args.base_model)
         model = upcycle_llama(base, len(tokenizer), model_args.expert_init, **fields)
         model.config.pad_token_id = tokenizer.pad_token_id
     set_generation_defaults(model, tokenizer)
     return model
+
+
+@torch.no_grad()
+def _initialize_copying_heads(model: GaVaMoEForCausalLM) -> None:
+    """
+    Starts each attention head of a model from scratch as one that repeats what it attends to: its output projection is
+    the transpose of its value projection, as in mimetic initialisation (arXiv 2305.09828). An explanation has to name
+    the prompt's feature, however rare; on thousands of records that is learned word by word otherwise.
+    """
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.copy_(layer.self_attn.v_proj.weight.T)
 
 
 def set_generation_defaults(model: GaVaMoEForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
