@@ -39,11 +39,12 @@ def test_usage(capsys):
     assert "gavamoe COMMAND" in capsys.readouterr().out
     assert main([]) == 2
     assert main(["fly"]) == 2
-    assert "expected a command among train, explain, but got 'fly'" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "expected a command among train, explain, " in error and "clusters" in error and "but got 'fly'" in error
     assert main(["--version"]) == 0
 
 
-@pytest.mark.parametrize("command", ["train", "explain"])
+@pytest.mark.parametrize("command", ["train", "explain", "clusters"])
 def test_every_option_has_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
@@ -52,6 +53,7 @@ def test_every_option_has_help(command, capsys):
     expected = {
         "train": ["--alpha", "--num_clusters", "--rating_autoencoder_learning_rates", "--ablation", "--base_model"],
         "explain": ["--model", "--user", "--item", "--rating", "--features"],
+        "clusters": ["--model", "--dataset", "--split", "--output_dir", "--no_plot"],
     }
     for option in expected[command]:
         assert option in text

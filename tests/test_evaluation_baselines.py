@@ -3,18 +3,28 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
+from surprise import SVD, Reader
+from surprise import Dataset as SurpriseDataset
 
-from gavamoe_hf.evaluation import BiasBaseline, MeanBaseline, baseline_scores
+from gavamoe_hf.evaluation import (
+    BiasBaseline,
+    MatrixFactorizationBaseline,
+    MeanBaseline,
+    baseline_scores,
+    baselines,
+    rating_errors,
+)
 
 USERS, ITEMS, RATINGS = ["a", "a", "b"], ["x", "y", "x"], [5, 3, 4]
 TRAIN = {"user": USERS, "item": ITEMS, "rating": RATINGS}
 TEST = {"user": ["a", "new"], "item": ["x", "new"], "rating": [5, 2]}
 
 
-@pytest.mark.parametrize("baseline", [MeanBaseline(), BiasBaseline()])
-class TestBothBaselines:
+@pytest.mark.parametrize("baseline", [MeanBaseline(), BiasBaseline(), MatrixFactorizationBaseline()])
+class TestAllBaselines:
     def test_fit_returns_itself(self, baseline) -> None:
         assert baseline.fit(USERS, ITEMS, RATINGS) is baseline
         assert baseline.mean_ == pytest.approx(4.0)
@@ -46,6 +56,15 @@ class TestBothBaselines:
     def test_fit_errors(self, baseline, triples, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             baseline.fit(*triples)
+
+    def test_arrays_of_ids(self, baseline) -> None:
+        baseline.fit(USERS, ITEMS, RATINGS)
+        users, items = ["a", "b", "new", "a", "b"], ["y", "y", "x", "new", "x"]
+        expected = baseline.predict(users, items)
+        np.testing.assert_array_equal(baseline.predict(np.array(users), np.array(items)), expected)
+        np.testing.assert_array_equal(baseline.predict(np.array(users, dtype=object), np.array(items)), expected)
+        baseline.fit([7, 7, 3], [0, 9, 0], RATINGS)
+        np.testing.assert_array_equal(baseline.predict(np.array([7, 3, 5, 7, 3]), np.array([9, 9, 0, 1, 0])), expected)
 
     def test_predict_lengths_differ(self, baseline) -> None:
         with pytest.raises(ValueError, match="but got 1 users and 2 items"):
@@ -119,6 +138,93 @@ class TestBiasBaseline:
             BiasBaseline(**arguments)
 
 
+def planted(num_users: int = 40, num_items: int = 40, seed: int = 0) -> list[tuple[list, list, list]]:
+    """Training and validation ratings of two groups of users, each of which likes what the other does not."""
+    rng = np.random.default_rng(seed)
+    pairs = rng.permutation(num_users * num_items)[:1000]
+    users, items = pairs // num_items, pairs % num_items
+    ratings = 3 + 2 * (-1) ** (users % 2 + items % 2)
+    columns = [column.tolist() for column in (users, items, ratings)]
+    return [tuple(column[:800] for column in columns), tuple(column[800:] for column in columns)]
+
+
+class TestMatrixFactorizationBaseline:
+    def test_predictions_are_those_of_surprise(self) -> None:
+        (users, items, ratings), (new_users, new_items, _) = planted()
+        baseline = MatrixFactorizationBaseline(num_factors=3, reg=0.05, learning_rate=0.02, seed=5)
+        predicted = baseline.fit(users, items, ratings).predict([*new_users, -5, 3], [*new_items, 3, -5])
+        scale = np.std(ratings)
+        frame = pd.DataFrame({"user": users, "item": items, "rating": np.array(ratings) / scale})
+        svd = SVD(n_factors=3, reg_all=0.05, lr_all=0.02, random_state=5)
+        svd.fit(SurpriseDataset.load_from_df(frame, Reader()).build_full_trainset())
+        pairs = zip([*new_users, -5, 3], [*new_items, 3, -5], strict=True)
+        expected = [svd.predict(user, item, clip=False).est * scale for user, item in pairs]
+        np.testing.assert_allclose(predicted, expected)
+        assert predicted.std() > 0.1
+
+    def test_finds_who_likes_what(self) -> None:
+        train, validation = planted()
+        errors = {}
+        for baseline in (BiasBaseline(), MatrixFactorizationBaseline()):
+            predicted = baseline.fit(*train, validation=validation).predict(*validation[:2])
+            errors[type(baseline)] = rating_errors(predicted, validation[2])["rating_rmse"]
+        # No bias can tell the groups' ratings of 1 and 5 apart
+        assert errors[BiasBaseline] > 1.9 and errors[MatrixFactorizationBaseline] < 0.3
+
+    def test_options_are_chosen_on_the_validation_split(self) -> None:
+        train, validation = planted()
+        grid = {"num_factors": (1, 4), "reg": (0.0, 0.5), "learning_rate": (0.001, 0.05)}
+        errors = {}
+        for options in [(f, reg, rate) for f in (1, 4) for reg in (0.0, 0.5) for rate in (0.001, 0.05)]:
+            predicted = MatrixFactorizationBaseline(*options).fit(*train).predict(*validation[:2])
+            errors[options] = rating_errors(predicted, validation[2])["rating_rmse"]
+        baseline = MatrixFactorizationBaseline(grid=grid).fit(*train, validation=validation)
+        assert (baseline.num_factors_, baseline.reg_, baseline.learning_rate_) == min(errors, key=errors.get)
+        predicted = baseline.predict(*validation[:2])
+        assert rating_errors(predicted, validation[2])["rating_rmse"] == pytest.approx(min(errors.values()))
+        assert len({round(error, 6) for error in errors.values()}) == 8
+
+    def test_any_rating_scale(self) -> None:
+        (users, items, ratings), _ = planted()
+        stars = MatrixFactorizationBaseline().fit(users, items, ratings).predict(users, items)
+        percent = MatrixFactorizationBaseline().fit(users, items, [25 * r - 25 for r in ratings]).predict(users, items)
+        np.testing.assert_allclose(percent, 25 * stars - 25, atol=1e-8)
+
+    def test_equal_ratings(self) -> None:
+        predicted = MatrixFactorizationBaseline().fit(USERS, ITEMS, [4, 4, 4]).predict(USERS, ITEMS)
+        # Without a spread to divide by: near, since the initial factors are small, and above all finite
+        np.testing.assert_allclose(predicted, 4.0, atol=0.2)
+
+    def test_the_seed_is_what_chance_there_is(self) -> None:
+        (users, items, ratings), _ = planted()
+        first, again, other = (
+            MatrixFactorizationBaseline(seed=seed).fit(users, items, ratings).predict(users, items)
+            for seed in (0, 0, 1)
+        )
+        np.testing.assert_array_equal(first, again)
+        assert np.abs(first - other).max() > 1e-6
+
+    def test_without_surprise(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(baselines, "find_spec", lambda name: None)
+        with pytest.raises(
+            ImportError, match=r'could not import surprise\. Install it with `pip install "gavamoe-hf\['
+        ):
+            MatrixFactorizationBaseline().fit(USERS, ITEMS, RATINGS)
+
+    @pytest.mark.parametrize("options", [{"num_factors": 0}, {"reg": -1.0}, {"learning_rate": 0.0}])
+    def test_bad_options(self, options: dict) -> None:
+        message = "expected at least 1 factor, a regularisation of at least 0 and a positive learning rate, but got"
+        grid = {"num_factors": (1,), "reg": (0.0,), "learning_rate": (0.1,)}
+        for arguments in (options, {"grid": {**grid, **{name: (value,) for name, value in options.items()}}}):
+            with pytest.raises(ValueError, match=message):
+                MatrixFactorizationBaseline(**arguments)
+
+    @pytest.mark.parametrize("grid", [{"reg": (0.1,)}, {"num_factors": (), "reg": (0.1,), "learning_rate": (0.1,)}])
+    def test_bad_grid(self, grid: dict) -> None:
+        with pytest.raises(ValueError, match="expected a grid with values of num_factors, reg, learning_rate, but got"):
+            MatrixFactorizationBaseline(grid=grid)
+
+
 class TestBaselineScores:
     def test_hand_worked(self) -> None:
         # Mean 4: errors -1 and 2. RMSE sqrt(5/2), MAE 3/2.
@@ -126,21 +232,25 @@ class TestBaselineScores:
         # a ((1 - 1/12) + (-1 + 1/11)) / (2 + 10) = (1/11 - 1/12) / 12 = 1/1584. Errors 1/12 + 1/1584 - 1 and
         # 2.
         error = 1 - 1 / 12 - 1 / 1584
+        factorization = MatrixFactorizationBaseline().fit(USERS, ITEMS, RATINGS).predict(["a"], ["x"])[0]
         assert baseline_scores(TRAIN, None, TEST) == {
             "baseline_mean_rmse": pytest.approx(math.sqrt(5 / 2)),
             "baseline_mean_mae": pytest.approx(3 / 2),
             "baseline_bias_rmse": pytest.approx(math.sqrt((error**2 + 4) / 2)),
             "baseline_bias_mae": pytest.approx((error + 2) / 2),
+            "baseline_mf_rmse": pytest.approx(math.sqrt(((5 - factorization) ** 2 + 4) / 2)),
+            "baseline_mf_mae": pytest.approx((5 - factorization + 2) / 2),
         }
 
     def test_datasets_and_mappings_agree(self) -> None:
         tables = [Dataset.from_dict(columns) for columns in (TRAIN, TRAIN, TEST)]
         assert baseline_scores(*tables) == baseline_scores(TRAIN, TRAIN, TEST)
 
-    def test_validation_changes_the_bias_baseline_alone(self) -> None:
+    def test_validation_changes_the_baselines_with_options_alone(self) -> None:
         without, tuned = baseline_scores(TRAIN, None, TEST), baseline_scores(TRAIN, TRAIN, TEST)
         assert without["baseline_mean_rmse"] == tuned["baseline_mean_rmse"]
         assert without["baseline_bias_rmse"] != tuned["baseline_bias_rmse"]
+        assert without["baseline_mf_rmse"] != tuned["baseline_mf_rmse"]
 
     def test_missing_column(self) -> None:
         with pytest.raises(ValueError, match=r"columns user, item, rating, but got the columns user, item\. Rename"):

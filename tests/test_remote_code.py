@@ -120,10 +120,12 @@ def test_files_of_a_checkpoint(saved):
         "tokenizer.json",
         "tokenizer_config.json",
         "configuration_gavamoe.py",
+        "fold_in_gavamoe.py",
         "generation_gavamoe.py",
         "modeling_gavamoe.py",
         "vae_gmm_gavamoe.py",
         "processing_gavamoe.py",
+        "recommendation_gavamoe.py",
     }
     config = json.loads((saved / "checkpoint" / "config.json").read_text())
     assert config["auto_map"] == {

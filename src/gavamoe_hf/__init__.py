@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor
 
 from .configuration_gavamoe import POPULATION_ID, GaVaMoEConfig
+from .fold_in_gavamoe import GaVaMoEFoldInResult
 from .generation_gavamoe import GaVaMoEExplanation, GaVaMoERoutingReport
 from .loading import load_checkpoint
 from .modeling_gavamoe import (
@@ -12,6 +13,7 @@ from .modeling_gavamoe import (
     GaVaMoEModelOutputWithPast,
 )
 from .processing_gavamoe import GaVaMoEProcessor
+from .recommendation_gavamoe import GaVaMoERecommendationOutput
 from .vae_gmm_gavamoe import GaVaMoERatingModel, GaVaMoERatingOutput
 from .version import __version__
 
@@ -26,12 +28,14 @@ __all__ = [
     "GaVaMoECausalLMOutputWithPast",
     "GaVaMoEConfig",
     "GaVaMoEExplanation",
+    "GaVaMoEFoldInResult",
     "GaVaMoEForCausalLM",
     "GaVaMoEModel",
     "GaVaMoEModelOutputWithPast",
     "GaVaMoEProcessor",
     "GaVaMoERatingModel",
     "GaVaMoERatingOutput",
+    "GaVaMoERecommendationOutput",
     "GaVaMoERoutingReport",
     "__version__",
     "load_checkpoint",

@@ -32,7 +32,9 @@ from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_gavamoe import GaVaMoEConfig
+from .fold_in_gavamoe import GaVaMoEFoldInMixin
 from .generation_gavamoe import GaVaMoEGenerationMixin
+from .recommendation_gavamoe import GaVaMoERecommendationMixin
 from .vae_gmm_gavamoe import GaVaMoERatingModel, GaVaMoERatingOutput
 
 
@@ -355,7 +357,13 @@ class GaVaMoEModel(GaVaMoEPreTrainedModel, LlamaModel):
             )
 
 
-class GaVaMoEForCausalLM(GaVaMoEGenerationMixin, GaVaMoEPreTrainedModel, LlamaForCausalLM):
+class GaVaMoEForCausalLM(
+    GaVaMoEGenerationMixin,
+    GaVaMoERecommendationMixin,
+    GaVaMoEFoldInMixin,
+    GaVaMoEPreTrainedModel,
+    LlamaForCausalLM,
+):
     """
     GaVaMoE with a language-modelling head: explains user-item pairs and predicts their ratings.
 

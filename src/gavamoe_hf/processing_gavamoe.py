@@ -161,16 +161,75 @@ class GaVaMoEProcessor(ProcessorMixin):
     def _index(self, kind: str, raw: str | int | None) -> int:
         if raw is None:
             return POPULATION_ID
+        return self.known_index(kind, raw, f"Pass {kind}=None to explain for the population instead.")
+
+    def known_index(self, kind: str, raw: str | int, remedy: str) -> int:
+        """Row of a raw id of a `kind`, `"user"` or `"item"`. `ValueError`, which ends in `remedy`, if not known."""
         index = self._indices[kind].get(str(raw))
         if index is None:
             known = self.users if kind == "user" else self.items
             close = difflib.get_close_matches(str(raw), known[:100_000], n=3)
             hint = f" Close to it: {', '.join(map(repr, close))}." if close else ""
             raise ValueError(
-                f"The {kind} {str(raw)[:100]!r} is not among the {len(known)} known {kind}s.{hint} "
-                f"Pass {kind}=None to explain for the population instead."
+                f"The {kind} {str(raw)[:100]!r} is not among the {len(known)} known {kind}s.{hint} {remedy}"
             )
         return index
+
+    def check_new_ids(self, kind: str, ids: Sequence[str | int]) -> list[str]:
+        """The raw ids as [`~add_ids`] would add them; `ValueError` where it could not."""
+        if not ids:
+            raise ValueError(f"Expected at least one new {kind} id, but got none.")
+        bad = [raw for raw in ids if isinstance(raw, bool) or not isinstance(raw, str | int) or not str(raw).strip()]
+        if bad:
+            raise ValueError(
+                f"Expected each new {kind} id as a non-empty string or a whole number, but got {bad[0]!r}."
+            )
+        ids = [str(raw) for raw in ids]
+        known = [raw for raw in ids if raw in self._indices[kind]]
+        if known:
+            raise ValueError(
+                f"Expected new {kind} ids, but {known[0]!r} is known already, with index "
+                f"{self._indices[kind][known[0]]}. Leave it out: known ids keep their rows."
+            )
+        if len(set(ids)) != len(ids):
+            repeated = next(raw for raw in ids if ids.count(raw) > 1)
+            raise ValueError(f"Expected distinct new {kind} ids, but got {repeated!r} twice. Join its entries.")
+        return ids
+
+    def add_ids(
+        self, kind: str, ids: Sequence[str | int], item_features: Sequence[Sequence[str]] | None = None
+    ) -> list[int]:
+        """
+        Appends ids to those that the processor knows; known ids keep their indices. The model's table has to grow as
+        well, which `model.add_users` and `model.add_items` do before they call this.
+
+        Args:
+            kind (`str`): `"user"` or `"item"`.
+            ids (`Sequence[str]`): New raw ids.
+            item_features (`Sequence[Sequence[str]]`, *optional*): For new items, what they are known for.
+
+        Returns:
+            `list[int]`: the indices of the new ids.
+
+        Raises:
+            `ValueError`: for ids that are known already, repeated or empty, and for features that are not one list for
+            each new item.
+        """
+        ids = self.check_new_ids(kind, ids)
+        if item_features is not None and (kind != "item" or len(item_features) != len(ids)):
+            raise ValueError(
+                f"Expected features for each of the new items alone, but got {len(item_features)} list(s) for "
+                f"{len(ids)} {kind}(s)."
+            )
+        known = self.users if kind == "user" else self.items
+        indices = list(range(len(known), len(known) + len(ids)))
+        if kind == "item":
+            features = [[]] * len(ids) if item_features is None else item_features
+            self.item_features.extend([list(names) for names in features])
+        known.extend(ids)
+        # Last: an index that can be looked up has its id and features
+        self._indices[kind].update(zip(ids, indices, strict=True))
+        return indices
 
     def sentiment(self, rating: float) -> str:
         """`"positive"` from `positive_rating_threshold` on, else `"negative"`."""

@@ -340,6 +340,24 @@ class GaVaMoERatingModel(PreTrainedModel):
                 latent_log_variance=log_variance,
             )
 
+    @torch.no_grad()
+    def grow_table(self, kind: str, rows: torch.Tensor) -> None:
+        """
+        Appends rows to the user or item table, in its precision, and counts them in the config: in `num_users`, or
+        `num_items`, and in `num_added_users`, or `num_added_items`, which tells them from those that training learned.
+        Known ids keep their rows and indices. An optimiser made before holds the old table.
+
+        Args:
+            kind (`str`): `"user"` or `"item"`.
+            rows (`torch.Tensor` of shape `(num_rows, vae_embedding_size)`): The new rows, in the order of their ids.
+        """
+        table = self.user_embeddings if kind == "user" else self.item_embeddings
+        weight = torch.cat([table.weight, rows.to(table.weight)])
+        table.weight = nn.Parameter(weight, requires_grad=table.weight.requires_grad)
+        table.num_embeddings = len(weight)
+        for name in (f"num_{kind}s", f"num_added_{kind}s"):
+            setattr(self.config, name, getattr(self.config, name, 0) + len(rows))
+
     def check_ids(self, user_id: torch.Tensor, item_id: torch.Tensor) -> None:
         """Raises `IndexError` for an id outside the tables, naming it, the known range and the remedy."""
         if torch.compiler.is_compiling() or user_id.is_meta:

@@ -8,6 +8,8 @@ import sys
 COMMANDS = {
     "train": "train both stages on a data set and leave a checkpoint that explains",
     "explain": "explain a pair with a checkpoint",
+    "recommend": "recommend items to a user, and explain them",
+    "clusters": "report on the clusters of checkpoints, and plot their latent space",
 }
 
 

@@ -1,6 +1,7 @@
-"""Metrics of explanations and of ratings (section 4 of arXiv 2410.11841), and baselines for the ratings."""
+"""Metrics of explanations, ratings and rankings (section 4 of arXiv 2410.11841), and baselines for the ratings."""
 
-from .baselines import BiasBaseline, MeanBaseline, baseline_scores
+from .baselines import BiasBaseline, MatrixFactorizationBaseline, MeanBaseline, baseline_scores, require_baselines
+from .ranking_metrics import expected_hit_ratio_and_ndcg, ranking_scores, rating_scorer
 from .rating_metrics import rating_errors
 from .text_metrics import (
     bleu,
@@ -14,12 +15,17 @@ from .text_metrics import (
 
 __all__ = [
     "BiasBaseline",
+    "MatrixFactorizationBaseline",
     "MeanBaseline",
     "baseline_scores",
     "bleu",
     "distinct_n",
+    "expected_hit_ratio_and_ndcg",
     "feature_match",
+    "ranking_scores",
     "rating_errors",
+    "rating_scorer",
+    "require_baselines",
     "require_text_metrics",
     "rouge",
     "score_text",

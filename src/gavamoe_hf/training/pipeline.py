@@ -15,12 +15,19 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from sklearn.metrics import adjusted_rand_score
 from transformers import set_seed
 
 from ..data import SyntheticConfig, SyntheticTruth, generate_synthetic, load_records
-from ..evaluation import baseline_scores, require_text_metrics
+from ..evaluation import baseline_scores, ranking_scores, rating_scorer, require_baselines, require_text_metrics
+from ..evaluation.cluster_report import (
+    CLUSTERS_FILE,
+    CLUSTERS_TABLE_FILE,
+    cluster_report,
+    predict_pairs_of,
+    write_cluster_report,
+)
 from ..evaluation.predict import (
     pair_clusters,
     predict_records,
@@ -29,6 +36,7 @@ from ..evaluation.predict import (
     write_json_lines,
 )
 from ..modeling_gavamoe import GaVaMoEForCausalLM
+from ..plots import LATENT_SPACE_FILE, plot_latent_space
 from ..processing_gavamoe import GaVaMoEProcessor
 from ..vae_gmm_gavamoe import GaVaMoERatingModel
 from .building import ModelArguments, build_model, build_processor
@@ -43,6 +51,8 @@ SYNTHETIC = "synthetic"
 RUN_FILE, METRICS_FILE, PREDICTIONS_FILE = "run.json", "metrics.json", "predictions_test.jsonl"
 RATING_FOLDER, CHECKPOINT_FOLDER = "rating_model", "checkpoints"
 _TRUTH_FILE = "truth.json"
+# Test users whose items are ranked: the whole catalogue is scored for each, by the model and three baselines
+_RANKED_USERS = 1000
 # Options under which a run is the same run
 _NOT_DESCRIBED = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "disable_tqdm", "hub_token"}
 
@@ -138,9 +148,10 @@ def run_training(
     sft_args: GaVaMoESFTConfig,
 ) -> dict[str, float]:
     """
-    Trains both stages and leaves in `output_dir` a checkpoint, `metrics.json`, `predictions_test.jsonl`, the rating
-    model alone (`rating_model/`) and the trainers' own checkpoints (`checkpoints/`), from which a run that was
-    interrupted goes on with `resume_from_checkpoint`.
+    Trains both stages and leaves in `output_dir` a checkpoint, `metrics.json`, `predictions_test.jsonl`, a report on
+    the clusters (`clusters.json`, `clusters.md` and, with matplotlib, `latent_space.png`), the rating model alone
+    (`rating_model/`) and the trainers' own checkpoints (`checkpoints/`), from which a run that was interrupted goes on
+    with `resume_from_checkpoint`.
 
     Args:
         data_args ([`DataArguments`]): The data.
@@ -158,6 +169,7 @@ def run_training(
     output_dir = Path(sft_args.output_dir)
     resume = str(sft_args.resume_from_checkpoint or "").lower() not in ("", "false", "none")
     require_text_metrics()
+    require_baselines()
     check_output_dir(output_dir, resume, data_args.overwrite_output_dir)
     records, truth = read_data(data_args)
     arguments = _described(data_args, model_args, rating_args, sft_args)
@@ -179,6 +191,7 @@ def run_training(
     metrics, rows = evaluate_run(model, processor, records, ratings, truth, data_args.generation_batch_size)
     write_json_lines(output_dir / PREDICTIONS_FILE, rows)
     write_json(output_dir / METRICS_FILE, metrics)
+    report_clusters(model, processor, records["train"], output_dir)
     return metrics
 
 
@@ -251,6 +264,14 @@ def evaluate_run(
         **score_predictions(rows),
         **baseline_scores(records["train"], records["validation"], records["test"]),
         "min_cluster_share": shares.min().item(),
+        **ranking_scores(
+            records,
+            rating_scorer(model),
+            processor.users,
+            processor.items,
+            min_rating=processor.positive_rating_threshold,
+            max_users=_RANKED_USERS,
+        ),
     }
     if truth is not None:
         groups = [truth.user_group[user] for user in records["train"]["user"]]
@@ -258,6 +279,21 @@ def evaluate_run(
         worded = [truth.wording_group(row["prediction"]) == truth.user_group[row["user"]] for row in rows]
         metrics["wording_match"] = sum(worded) / len(worded)
     return metrics, rows
+
+
+def report_clusters(model: GaVaMoEForCausalLM, processor: GaVaMoEProcessor, train: Dataset, output_dir: Path) -> None:
+    """Leaves `clusters.json`, `clusters.md` and `latent_space.png` of the training pairs, or one log line for what
+    could not be made."""
+    made = f"{CLUSTERS_FILE} and {CLUSTERS_TABLE_FILE}"
+    try:
+        outputs = predict_pairs_of(model, processor, train)
+        write_cluster_report(cluster_report(model, processor, train, outputs=outputs), output_dir)
+        made = LATENT_SPACE_FILE
+        panel = outputs.latent_mean, outputs.cluster_posterior.argmax(dim=-1)
+        plot_latent_space({f"K = {model.config.num_clusters}": panel}, output_dir / LATENT_SPACE_FILE, max_pairs=1000)
+    except Exception as error:
+        # Whatever it is: the run is complete by now, and is not to fail for a by-product
+        logger.warning("Left out %s: %s", made, error)
 
 
 def check_output_dir(output_dir: Path, resume: bool, overwrite: bool) -> None:
@@ -289,7 +325,8 @@ def _clear(output_dir: Path) -> None:
     """Removes what an earlier run left, and nothing else."""
     for name in (RATING_FOLDER, CHECKPOINT_FOLDER, ".part", RATING_FOLDER + ".part"):
         shutil.rmtree(output_dir / name, ignore_errors=True)
-    for name in (RUN_FILE, METRICS_FILE, PREDICTIONS_FILE, "training_log.json", "config.json"):
+    reports = (CLUSTERS_FILE, CLUSTERS_TABLE_FILE, LATENT_SPACE_FILE)
+    for name in (RUN_FILE, METRICS_FILE, PREDICTIONS_FILE, "training_log.json", "config.json", *reports):
         (output_dir / name).unlink(missing_ok=True)
     for path in output_dir.glob("model*.safetensors*"):
         path.unlink()

@@ -1,0 +1,53 @@
+"""`gavamoe recommend`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import HfArgumentParser
+
+
+@dataclass
+class RecommendArguments:
+    """Options of `gavamoe recommend`."""
+
+    model: str = field(metadata={"help": "Folder or Hub id of a checkpoint."})
+    user: str | None = field(default=None, metadata={"help": "Raw user id; the population if not given."})
+    top_k: int = field(default=10, metadata={"help": "Number of items."})
+    exclude: list[str] | None = field(
+        default=None, metadata={"help": "Raw ids of items not to recommend, such as those that the user has rated."}
+    )
+    explain: bool = field(default=False, metadata={"help": "Explain each recommendation."})
+    max_new_tokens: int = field(default=40, metadata={"help": "Most tokens of an explanation. Paper: 30."})
+    json: bool = field(default=False, metadata={"help": "Print a JSON object instead of lines."})
+
+
+def run(argv: list[str]) -> None:
+    """Prints the items of the highest predicted rating."""
+    parser = HfArgumentParser(RecommendArguments, prog="gavamoe recommend")
+    (args,) = parser.parse_args_into_dataclasses(argv)
+    import json
+
+    from ..loading import load_checkpoint
+
+    model, processor = load_checkpoint(args.model)
+    excluded = [processor.item_index(item) for item in args.exclude or []]
+    best = model.recommend(processor.user_index(args.user), top_k=args.top_k, exclude=excluded)
+    items = [processor.items[index] for index in best.item_id[0].tolist()]
+    recommendations = [
+        {"item": item, "predicted_rating": rating}
+        for item, rating in zip(items, best.predicted_rating[0].tolist(), strict=True)
+    ]
+    if args.explain:
+        explained = model.explain(
+            processor, user=args.user, item=items, max_new_tokens=args.max_new_tokens, do_sample=False
+        )
+        for recommendation, explanation in zip(recommendations, explained, strict=True):
+            recommendation["explanation"] = explanation.explanation
+    if args.json:
+        print(json.dumps({"user": args.user, "recommendations": recommendations}, ensure_ascii=False))
+        return
+    width = max(map(len, items))
+    for recommendation in recommendations:
+        line = f"{recommendation['predicted_rating']:.2f}  {recommendation['item']:{width}}"
+        print(f"{line}  {recommendation.get('explanation', '')}".rstrip())

@@ -1,0 +1,221 @@
+"""recommend: the best of a brute-force ranking, whatever the chunk, the mode and the form of the ids."""
+
+import copy
+import json
+
+import pytest
+import torch
+from references import spread_clusters, tiny_model
+
+from gavamoe_hf import GaVaMoERecommendationOutput
+from gavamoe_hf.cli.main import main
+from gavamoe_hf.data import SyntheticConfig, generate_synthetic
+from gavamoe_hf.training.building import ModelArguments, build_model, build_processor
+from gavamoe_hf.training.pipeline import save_checkpoint
+
+USERS = [0, 3, 7, -1]
+
+
+def ranked(model, user: int, exclude=()) -> list[int]:
+    """All items but the excluded, best first, one pair at a time."""
+    ratings = {item: model.predict_rating(user, item).item() for item in range(model.config.num_items)}
+    return sorted(set(ratings) - set(exclude), key=lambda item: (-ratings[item], item))
+
+
+@pytest.fixture(scope="module")
+def tied_model():
+    """150 items of 5 kinds, item n of kind n % 5: every rating occurs 30 times."""
+    model = spread_clusters(tiny_model(num_items=150)).eval()
+    with torch.no_grad():
+        table = model.rating_model.item_embeddings.weight
+        table.copy_(table[:5].repeat(30, 1))
+    return model
+
+
+def test_best_items_first(model):
+    output = model.recommend(USERS, top_k=4)
+    assert isinstance(output, GaVaMoERecommendationOutput)
+    assert output.item_id.tolist() == [ranked(model, user)[:4] for user in USERS]
+    # The users do differ, or one list would do for all
+    assert len({tuple(row) for row in output.item_id.tolist()}) > 1
+    for user, items, ratings in zip(USERS, output.item_id, output.predicted_rating, strict=True):
+        torch.testing.assert_close(ratings, model.predict_rating(user, items))
+
+
+def test_whole_catalogue(model):
+    assert model.recommend(2, top_k=9).item_id.tolist() == [ranked(model, 2)]
+
+
+@pytest.mark.parametrize("users", [3, [3], torch.tensor(3), torch.tensor([3], dtype=torch.int32)])
+def test_forms_of_a_user(model, users):
+    output = model.recommend(users, top_k=3)
+    assert output.item_id.tolist() == [ranked(model, 3)[:3]]
+    assert output.predicted_rating.shape == (1, 3)
+
+
+def test_equal_ratings_go_by_index_whatever_the_chunk(tied_model):
+    best = ranked(tied_model, 4)
+    kinds = sorted(range(5), key=best.index)
+    expected = [kind + 5 * number for kind in kinds for number in range(30)]
+    for chunk_size in (1, 2, 7, 64, 65, 149, 4096):
+        # Alone and in a batch, of which the chunk takes fewer items
+        for users, row in ((4, 0), ([1, 4, 6], 1)):
+            assert tied_model.recommend(users, top_k=40, chunk_size=chunk_size).item_id[row].tolist() == expected[:40]
+
+
+def test_chunks_bound_what_is_scored_at_once(tied_model, monkeypatch):
+    sizes = []
+    predict = tied_model.rating_model.predict
+
+    def recorded(user_id, item_id):
+        sizes.append(len(user_id))
+        return predict(user_id, item_id)
+
+    monkeypatch.setattr(tied_model.rating_model, "predict", recorded)
+    tied_model.recommend([1, 2, 3], top_k=3, chunk_size=128)
+    # 42 items of 3 users, then the last 24, each filled up to blocks of 64
+    assert sizes == [128, 128, 128, 128]
+    sizes.clear()
+    tied_model.recommend([1, 2, 3], top_k=3)
+    assert sizes == [512]
+
+
+def test_excluded_for_all_users(model):
+    gone = ranked(model, 3)[:2]
+    for exclude in (gone, set(gone), torch.tensor(gone), [*gone, *gone], [torch.tensor(item) for item in gone]):
+        output = model.recommend(USERS, top_k=5, exclude=exclude)
+        assert output.item_id.tolist() == [ranked(model, user, gone)[:5] for user in USERS]
+
+
+def test_excluded_for_each_user(model):
+    gone = [ranked(model, 0)[:3], [], [8], [0, 2]]
+    expected = [ranked(model, user, items)[:5] for user, items in zip(USERS, gone, strict=True)]
+    for exclude in (gone, tuple(map(set, gone)), list(map(torch.tensor, gone))):
+        for chunk_size in (1, 8, 4096):
+            output = model.recommend(USERS, top_k=5, exclude=exclude, chunk_size=chunk_size)
+            assert output.item_id.tolist() == expected
+    assert 0 not in model.recommend(3, top_k=8, exclude=[0] * 9).item_id
+    square = torch.tensor([[0, 1]] * 4)
+    assert not torch.isin(model.recommend(USERS, top_k=7, exclude=square).item_id, torch.tensor([0, 1])).any()
+
+
+def test_no_exclusion(model):
+    for exclude in (None, [], [[], [], [], []], set()):
+        assert torch.equal(model.recommend(USERS, exclude=exclude, top_k=3).item_id, model.recommend(USERS, 3).item_id)
+
+
+def test_mode_does_not_matter(model):
+    training = copy.deepcopy(model).train()
+    training.config.vae_dropout = training.rating_model.config.vae_dropout = 0.5
+    expected, output = model.recommend(USERS, top_k=9), training.recommend(USERS, top_k=9)
+    assert torch.equal(output.item_id, expected.item_id)
+    assert torch.equal(output.predicted_rating, expected.predicted_rating)
+    assert training.training and not output.predicted_rating.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"top_k": 10}, ValueError, r"Expected at least `top_k` \(10\) items .* user row 0 has 9 of 9 left\. Lower"),
+        (
+            {"user_id": [1, 2], "top_k": 8, "exclude": [[3], [3, 4]]},
+            ValueError,
+            "user row 1 has 7 of 9 left",
+        ),
+        ({"top_k": 0}, ValueError, "Expected `top_k` as an int of at least 1, but got 0"),
+        ({"top_k": True}, ValueError, "Expected `top_k` as an int of at least 1, but got True"),
+        ({"chunk_size": 0}, ValueError, "Expected `chunk_size` as an int of at least 1, but got 0"),
+        ({"user_id": 8}, IndexError, "`user_id` 8 is out of range: this model knows 0 to 7"),
+        ({"user_id": "U3"}, ValueError, "Expected `user_id` as an int, a list of ints"),
+        ({"user_id": []}, ValueError, "Expected `user_id` as an int, a list of ints"),
+        ({"exclude": [9]}, IndexError, "`exclude` holds item 9, which is out of range: this model knows 0 to 8"),
+        ({"exclude": [-1]}, IndexError, "`exclude` holds item -1, which is out of range"),
+        ({"exclude": ["I3"]}, ValueError, r"Expected `exclude` as item indices, but got \['I3'\]\. Look raw ids up"),
+        ({"exclude": [True] * 9}, ValueError, "Expected `exclude` as item indices, but got .True"),
+        ({"exclude": [1.0]}, ValueError, r"Expected `exclude` as item indices, but got \[1\.0\]"),
+        ({"exclude": [1, [2]], "user_id": [1, 2]}, ValueError, "Expected `exclude` as item indices, but got 1"),
+        ({"exclude": [[1], [2]]}, ValueError, r"for each of the 1 user\(s\), .* but got 2 collections"),
+    ],
+)
+def test_faults(model, arguments, error, message):
+    with pytest.raises(error, match=message):
+        model.recommend(**{"user_id": 3, "top_k": 2, **arguments})
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    records = generate_synthetic(SyntheticConfig(num_users=12, num_items=10, records_per_user=6)).records
+    arguments = ModelArguments(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        moe_intermediate_size=16,
+        num_experts=4,
+        vocab_size=400,
+    )
+    processor = build_processor(records["train"], arguments)
+    model = spread_clusters(build_model(processor, arguments)).eval()
+    folder = tmp_path_factory.mktemp("run") / "checkpoint"
+    folder.mkdir()
+    save_checkpoint(model, processor, folder)
+    return folder, model, processor
+
+
+def run(checkpoint, capsys, *options: str) -> str:
+    assert main(["recommend", "--model", str(checkpoint[0]), *options]) == 0
+    return capsys.readouterr().out
+
+
+def test_command_prints_the_best_items(checkpoint, capsys):
+    _, model, processor = checkpoint
+    best = [processor.items[index] for index in ranked(model, processor.user_index("user_003"))]
+    lines = run(checkpoint, capsys, "--user", "user_003", "--top_k", "4").splitlines()
+    assert [line.split()[1] for line in lines] == best[:4]
+    ratings = [float(line.split()[0]) for line in lines]
+    assert ratings == sorted(ratings, reverse=True) and ratings[-1] >= 1 and ratings[0] <= 5
+    lines = run(checkpoint, capsys, "--user", "user_003", "--top_k", "4", "--exclude", best[0], best[2]).splitlines()
+    assert [line.split()[1] for line in lines] == [best[1], *best[3:6]]
+
+
+def test_command_without_a_user_is_for_the_population(checkpoint, capsys):
+    _, model, processor = checkpoint
+    printed = json.loads(run(checkpoint, capsys, "--json"))
+    assert printed["user"] is None
+    assert [entry["item"] for entry in printed["recommendations"]] == [
+        processor.items[index] for index in ranked(model, -1)
+    ]
+    assert all(entry.keys() == {"item", "predicted_rating"} for entry in printed["recommendations"])
+
+
+def test_command_explains(checkpoint, capsys):
+    _, model, processor = checkpoint
+    options = ["--user", "user_003", "--top_k", "3", "--explain", "--max_new_tokens", "5"]
+    printed = json.loads(run(checkpoint, capsys, *options, "--json"))["recommendations"]
+    items = [entry["item"] for entry in printed]
+    expected = model.explain(processor, "user_003", items, do_sample=False, max_new_tokens=5)
+    assert [entry["explanation"] for entry in printed] == [explained.explanation for explained in expected]
+    assert any(entry["explanation"] for entry in printed)
+    lines = run(checkpoint, capsys, *options).splitlines()
+    assert len(lines) >= 3 and lines[0].startswith(f"{printed[0]['predicted_rating']:.2f}  {items[0]}")
+
+
+def test_command_names_what_is_wrong(checkpoint, capsys):
+    options = ["recommend", "--model", str(checkpoint[0])]
+    assert main([*options, "--user", "user_999"]) == 1
+    assert "The user 'user_999' is not among the 12 known users" in capsys.readouterr().err
+    assert main([*options, "--exclude", "item_999"]) == 1
+    assert "The item 'item_999' is not among the 10 known items" in capsys.readouterr().err
+    assert main([*options, "--top_k", "11"]) == 1
+    assert "Expected at least `top_k` (11) items" in capsys.readouterr().err
+
+
+def test_every_option_has_help(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["recommend", "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--model", "--user", "--top_k", "--exclude", "--explain", "--json"):
+        assert option in text
