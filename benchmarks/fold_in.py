@@ -2,8 +2,7 @@
 Users (or items) that training did not see, folded in from a few ratings, against a full retrain that has those ratings.
 
     python benchmarks/fold_in.py --output_dir outputs/fold_in_synthetic
-    python benchmarks/fold_in.py --dataset musical_instruments --output_dir outputs/fold_in_musical_instruments \
-        --autoencoder_learning_rates 5e-4 --autoencoder_epochs 8
+    python benchmarks/fold_in.py --dataset musical_instruments --output_dir outputs/fold_in_musical_instruments
 
 For each seed, some users are held out of every split. One rating model is trained without them, to which they are added
 with `model.add_users`; the other is trained with the same few of their ratings. Both predict their remaining ratings of

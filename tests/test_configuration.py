@@ -89,7 +89,7 @@ def test_defaults_are_the_documented_ones():
     assert config.model_type == "gavamoe"
     assert (config.vae_embedding_size, config.latent_size, config.num_clusters) == (768, 128, 3)
     assert (config.num_local_experts, config.num_experts_per_tok, config.moe_intermediate_size) == (12, 2, 1280)
-    assert (config.alpha, config.beta, config.norm_topk_prob) == (0.1, 0.1, True)
+    assert (config.alpha, config.beta, config.norm_topk_prob) == (0.1, 0.01, True)
     assert config.rating_levels == [1.0, 2.0, 3.0, 4.0, 5.0]
     assert config.positive_rating_threshold == 3.0
 

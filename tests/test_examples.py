@@ -204,7 +204,7 @@ def test_quickstart_knows_the_metrics(synthetic, pair):
 
 def test_readme_python_runs_in_order(checkpoint, capsys):
     snippets = blocks("README.md", "python")
-    assert len(snippets) == 3
+    assert len(snippets) == 4
     assert '"outputs/quickstart"' in snippets[0]
     namespace: dict = {}
     for snippet in snippets:

@@ -22,6 +22,8 @@ from gavamoe_hf.training.initialization import (
     cluster_shares,
     initialize_decoder_bias,
     initialize_mixture,
+    initialize_tables,
+    leave_one_out_offsets,
     predict_pairs,
 )
 from gavamoe_hf.training.rating_trainer import RatingDataset, RatingTrainer, RatingTrainingArguments
@@ -95,6 +97,50 @@ def test_decoder_bias_is_the_marginal_distribution():
     assert torch.allclose(model.decoder_output.bias.exp(), torch.tensor([0.2, 0.1, 0.1, 0.2, 0.4]))
 
 
+def test_biases_and_what_leaving_one_rating_out_changes():
+    model = GaVaMoERatingModel(GaVaMoEConfig(num_users=4, num_items=3, vae_embedding_size=16))
+    users, items = torch.tensor([0, 0, 1, 1, 2, 0]), torch.tensor([0, 1, 0, 1, 1, 2])
+    ratings = torch.tensor([5.0, 3.0, 4.0, 1.0, 2.0, 5.0])
+    initialize_tables(model, users, items, ratings)
+    offsets = leave_one_out_offsets(model, users, items, ratings)
+
+    def bias(values):  # shrunken by 10 ratings; a whole scale of 1 to 5 is 12 units
+        return sum(values) / (len(values) + 10) * 12 / 4
+
+    deviations = [rating - 20 / 6 for rating in ratings.tolist()]
+    of_item = [[deviations[n] for n in range(6) if items[n] == item] for item in range(3)]
+    residuals = [deviations[n] - bias(of_item[items[n]]) * 4 / 12 for n in range(6)]
+    of_user = [[residuals[n] for n in range(6) if users[n] == user] for user in range(4)]
+    assert model.item_embeddings.weight[:, 0].tolist() == pytest.approx([bias(values) for values in of_item], abs=1e-5)
+    assert model.user_embeddings.weight[:, 0].tolist() == pytest.approx([bias(values) for values in of_user], abs=1e-5)
+    for n in range(6):
+        user = bias([residuals[m] for m in range(6) if users[m] == users[n] and m != n])
+        item = bias([deviations[m] for m in range(6) if items[m] == items[n] and m != n])
+        expected = [user - bias(of_user[users[n]]), item - bias(of_item[items[n]])]
+        assert offsets[n].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_ratings_without_preferences_leave_the_tables_as_biases(tmp_path):
+    """Where the autoencoder phase only learns noise by heart, the bias phase's result goes on."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(count):
+        users = torch.randint(60, (count,), generator=generator)
+        items = torch.randint(20, (count,), generator=generator)
+        return RatingDataset(users, items, torch.randint(1, 6, (count,), generator=generator).float())
+
+    torch.manual_seed(0)
+    model = GaVaMoERatingModel(GaVaMoEConfig(num_users=60, num_items=20, vae_embedding_size=16, latent_size=8))
+    start = model.user_embeddings.weight[:, 1:].detach().clone()
+    args = RatingTrainingArguments(
+        str(tmp_path), autoencoder_epochs=5, num_train_epochs=1, disable_tqdm=True, use_cpu=True
+    )
+    trainer = RatingTrainer(model, args, draw(300), draw(300))
+    trainer.train()
+    assert torch.equal(model.user_embeddings.weight[:, 1:], start)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_mixture_takes_the_statistics_of_its_users_pairs():
     torch.manual_seed(0)
     config = GaVaMoEConfig(num_users=20, num_items=6, vae_embedding_size=16, latent_size=4, num_clusters=2)
@@ -159,13 +205,16 @@ def test_kept_epoch_is_the_best_by_validation_loss(planted, tmp_path):
         autoencoder_epochs=2,
         num_train_epochs=4,
         elbo_learning_rate=1e-2,
+        calibration_epochs=0,
         min_cluster_share=0.0,
         disable_tqdm=True,
         use_cpu=True,
     )
     trainer = RatingTrainer(model, args, ratings["train"], ratings["validation"])
     trainer.train()
-    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert {entry["phase"] for entry in trainer.state.log_history} == {"bias", "autoencoder", "elbo"}
+    elbo = [entry for entry in trainer.state.log_history if entry["phase"] == "elbo"]
+    losses = [entry["eval_loss"] for entry in elbo if "eval_loss" in entry]
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-5)
 
 

@@ -30,6 +30,9 @@ class GaVaMoEConfig(LlamaConfig):
             Number of known users, rows of the user table. Paper: 9,765 / 7,506 / 27,147.
         num_items (`int`, *optional*, defaults to 1):
             Number of known items, rows of the item table. Paper: 6,280 / 7,360 / 20,266.
+        num_added_users (`int`, *optional*, defaults to 0):
+            How many of them, at the end of the table, were folded in after training (`add_users`).
+        num_added_items (`int`, *optional*, defaults to 0): Likewise for items (`add_items`).
         vae_embedding_size (`int`, *optional*, defaults to 768):
             Size of the user and item embeddings and width of the pair encoder. Paper: 768.
         vae_num_layers (`int`, *optional*, defaults to 2):
@@ -60,8 +63,9 @@ class GaVaMoEConfig(LlamaConfig):
         alpha (`float`, *optional*, defaults to 0.1):
             Weight of the negative ELBO in the loss of stage 2, `alpha * elbo + (1 - alpha) * nll` (eq. 13). Paper:
             not reported.
-        beta (`float`, *optional*, defaults to 0.1):
-            Weight of the KL term in the negative ELBO (eq. 12). Paper: 0.1.
+        beta (`float`, *optional*, defaults to 0.01):
+            Weight of the KL term in the negative ELBO (eq. 12). Paper: 0.1, under which a latent of sparse ratings
+            costs more than it tells about them, and ends up telling nothing.
         num_local_experts (`int`, *optional*, defaults to 12):
             Experts of each layer, shared by all gates; also readable as `num_experts`. 0 keeps Llama's dense
             feed-forward layer and has no gates. Paper: 12.
@@ -123,6 +127,8 @@ class GaVaMoEConfig(LlamaConfig):
 
     num_users: int = 1
     num_items: int = 1
+    num_added_users: int = 0
+    num_added_items: int = 0
     vae_embedding_size: int = 768
     vae_num_layers: int = 2
     vae_num_heads: int = 8
@@ -136,7 +142,7 @@ class GaVaMoEConfig(LlamaConfig):
     rating_levels: list[float | int] | tuple[float | int, ...] = (1.0, 2.0, 3.0, 4.0, 5.0)
     positive_rating_threshold: float | int | None = None
     alpha: float | int = 0.1
-    beta: float | int = 0.1
+    beta: float | int = 0.01
     num_local_experts: int = 12
     num_experts_per_tok: int = 2
     moe_intermediate_size: int = 1280

@@ -113,19 +113,19 @@ class GaVaMoEFoldInMixin:
         self, kind: str, processor: Any, histories: Any, features: Mapping[str, Sequence[str]] | None
     ) -> list[GaVaMoEFoldInResult]:
         rating_model = self.rating_model
-        ids, pairs, features = _check_arguments(kind, processor, histories, features, self.config)
+        ids, pairs, item_features = _check_arguments(kind, processor, histories, features, self.config)
         owner = torch.tensor([row for row, history in enumerate(pairs) for _ in history], dtype=torch.long)
         partner = torch.tensor([index for history in pairs for index, _ in history], dtype=torch.long)
         rating = torch.tensor([value for history in pairs for _, value in history])
         first = getattr(self.config, f"num_{kind}s")
-        num_trained = first - getattr(self.config, f"num_added_{kind}s", 0)
+        num_trained = first - getattr(self.config, f"num_added_{kind}s")
         trained = getattr(rating_model, f"{kind}_embeddings").weight[:num_trained]
         rows, losses = _fit_rows(rating_model, kind, trained, len(ids), owner, partner, rating)
         # The table first and the processor last: whoever finds a new id in it finds its row as well
         rating_model.grow_table(kind, rows)
         for name in (f"num_{kind}s", f"num_added_{kind}s"):
             setattr(self.config, name, getattr(rating_model.config, name))
-        processor.add_ids(kind, ids, features)
+        processor.add_ids(kind, ids, item_features)
         return [
             GaVaMoEFoldInResult(
                 id=raw,
@@ -195,8 +195,9 @@ def _check_history(
         )
     for pair in history:
         try:
-            # A string of two characters would pass for a pair
-            partner, rating = () if isinstance(pair, str) else pair
+            if isinstance(pair, str):
+                raise TypeError("of two characters, it would pass for a pair")
+            partner, rating = pair
             rating = float(rating)
         except (TypeError, ValueError) as error:
             raise ValueError(

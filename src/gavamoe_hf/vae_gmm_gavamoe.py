@@ -356,7 +356,7 @@ class GaVaMoERatingModel(PreTrainedModel):
         table.weight = nn.Parameter(weight, requires_grad=table.weight.requires_grad)
         table.num_embeddings = len(weight)
         for name in (f"num_{kind}s", f"num_added_{kind}s"):
-            setattr(self.config, name, getattr(self.config, name, 0) + len(rows))
+            setattr(self.config, name, getattr(self.config, name) + len(rows))
 
     def check_ids(self, user_id: torch.Tensor, item_id: torch.Tensor) -> None:
         """Raises `IndexError` for an id outside the tables, naming it, the known range and the remedy."""

@@ -12,8 +12,6 @@ from trl import TrlParser
 FROM_SCRATCH = {
     "shared_expert_intermediate_size": 512,
     "learning_rate": 1e-3,
-    # A pretrained Llama knows what items are about; here the tables have to learn it with the texts
-    "rating_learning_rate_scale": 1.0,
     "num_train_epochs": 6,
     "per_device_train_batch_size": 16,
     "weight_decay": 0.1,

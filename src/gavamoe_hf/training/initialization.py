@@ -6,9 +6,10 @@ import logging
 
 import numpy as np
 import torch
-from sklearn.mixture import GaussianMixture
+import torch.nn.functional as F
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
 
-from ..evaluation.baselines import BiasBaseline
 from ..vae_gmm_gavamoe import GaVaMoERatingModel, GaVaMoERatingOutput
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,12 @@ _BATCH_SIZE = 8192
 # Scale of the biases that tables start with: a bias of a tenth of the rating scale is about one unit, well above the
 # random start, so that it is what the encoder sees first.
 _BIAS_SCALE = 12.0
+
+# Ratings by which biases are shrunken
+_SHRINKAGE = 10.0
+
+# Items, and principal components of their predicted ratings, by which users are compared
+_PROFILE_ITEMS, _PROFILE_COMPONENTS = 64, 8
 
 
 @torch.no_grad()
@@ -57,8 +64,8 @@ def initialize_tables(
     model: GaVaMoERatingModel, user_id: torch.Tensor, item_id: torch.Tensor, rating: torch.Tensor
 ) -> None:
     """
-    Writes each user's and item's shrunken bias ([`~gavamoe_hf.evaluation.BiasBaseline`]) into the first column of its
-    table. On sparse ratings the encoder otherwise learns rows by heart before it learns what a bias is.
+    Writes each user's and item's bias, shrunken as in [`~gavamoe_hf.evaluation.BiasBaseline`], into the first column of
+    its table. On sparse ratings the encoder otherwise learns rows by heart before it learns what a bias is.
 
     Args:
         model ([`GaVaMoERatingModel`]): Untrained model.
@@ -66,15 +73,51 @@ def initialize_tables(
         item_id (`torch.LongTensor` of shape `(num_pairs,)`): Items of the training pairs.
         rating (`torch.FloatTensor` of shape `(num_pairs,)`): Their ratings.
     """
+    for table, ids, deviation in _deviations(model, user_id, item_id, rating):
+        count = torch.bincount(ids, minlength=len(table))
+        total = torch.bincount(ids, weights=deviation, minlength=len(table))
+        table[:, 0] = (total / (count + _SHRINKAGE)).to(table)
+
+
+@torch.no_grad()
+def leave_one_out_offsets(
+    model: GaVaMoERatingModel, user_id: torch.Tensor, item_id: torch.Tensor, rating: torch.Tensor
+) -> torch.Tensor:
+    """
+    What to add to the first column of each training pair's embeddings so that the biases are those without its rating.
+
+    A pair's own rating is part of the biases that [`initialize_tables`] writes. A model that is fitted to them learns
+    to trust them far more than a pair that is not in them warrants.
+
+    Args: those of [`initialize_tables`].
+
+    Returns:
+        `torch.FloatTensor` of shape `(num_pairs, 2)`: for user and item.
+    """
+    offsets = []
+    for table, ids, deviation in _deviations(model, user_id, item_id, rating):
+        count = torch.bincount(ids, minlength=len(table))[ids]
+        total = torch.bincount(ids, weights=deviation, minlength=len(table))[ids]
+        offsets.append((total - deviation) / (count - 1 + _SHRINKAGE) - total / (count + _SHRINKAGE))
+    return torch.stack(offsets, dim=1).float()
+
+
+def _deviations(
+    model: GaVaMoERatingModel, user_id: torch.Tensor, item_id: torch.Tensor, rating: torch.Tensor
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """
+    For users and items: table, ids and what each rating adds to its bias, `(num_pairs,)`: the deviation from the mean
+    for items, and from mean and item bias for users, as in [`~gavamoe_hf.evaluation.BiasBaseline`].
+    """
     levels = model.config.rating_levels
-    baseline = BiasBaseline().fit(user_id.tolist(), item_id.tolist(), rating.tolist())
-    nobody = [None]
-    for table, predict in (
-        (model.user_embeddings.weight, lambda ids: baseline.predict(ids, nobody * len(ids))),
-        (model.item_embeddings.weight, lambda ids: baseline.predict(nobody * len(ids), ids)),
-    ):
-        biases = torch.from_numpy(predict(list(range(len(table)))) - baseline.mean_)
-        table[:, 0] = (biases * _BIAS_SCALE / (levels[-1] - levels[0])).to(table)
+    deviation = (rating.double() - rating.double().mean()) * _BIAS_SCALE / (levels[-1] - levels[0])
+    count = torch.bincount(item_id, minlength=model.config.num_items)
+    total = torch.bincount(item_id, weights=deviation, minlength=model.config.num_items)
+    item_bias = total / (count + _SHRINKAGE)
+    return [
+        (model.user_embeddings.weight, user_id, deviation - item_bias[item_id]),
+        (model.item_embeddings.weight, item_id, deviation),
+    ]
 
 
 @torch.no_grad()
@@ -86,20 +129,20 @@ def initialize_mixture(
 
     The paper fits the mixture to the pairs' latent means. A latent that only has to rebuild the rating tells little
     but the rating, so that such clusters are levels of the rating (adjusted Rand index about 0 with planted groups of
-    users). A preference belongs to a user: here a diagonal-covariance mixture is fitted to the embeddings of the
-    training users, as the autoencoder phase has learned them, and each component takes mean, variance and weight from
-    the latent means of its users' pairs. The encoder starts with the variance of the components.
+    users). A preference belongs to a user: here k-means groups the training users by what they would rate a sample of
+    items, as the model so far predicts it, and each component takes mean, variance and weight from the latent means of
+    its users' pairs. The encoder starts with the variance of the components.
 
     Args:
         model ([`GaVaMoERatingModel`]): Model after the autoencoder phase; its mixture and its variance head are set.
         user_id (`torch.LongTensor` of shape `(num_pairs,)`): Users of the training pairs.
         item_id (`torch.LongTensor` of shape `(num_pairs,)`): Items of the training pairs.
         seed (`int`, *optional*, defaults to 0): Seed of the fit.
-        num_init (`int`, *optional*, defaults to 5): Starts, of which the likeliest fit is taken.
+        num_init (`int`, *optional*, defaults to 5): Starts, of which the tightest clustering is taken.
 
     Returns:
-        `torch.Tensor` of shape `(num_users, num_clusters)`: cluster probabilities of each user; uniform for a user
-        without training pairs.
+        `torch.Tensor` of shape `(num_users, num_clusters)`: the cluster of each user, as probabilities; uniform for a
+        user without training pairs.
 
     Raises:
         `ValueError`: with fewer users than clusters.
@@ -131,13 +174,22 @@ def _cluster_users(model: GaVaMoERatingModel, users: torch.Tensor, seed: int, nu
             f"Expected at least as many users as clusters, but got {len(users)} users for {num_clusters} clusters. "
             "Lower `num_clusters`."
         )
-    # Not the first column, which started as the user's bias: clusters are of what users like, not of how they rate
-    embeddings = model.user_embeddings.weight[users.to(model.user_embeddings.weight.device), 1:].double().cpu()
-    embeddings = embeddings - embeddings.mean(dim=0)
-    # Embeddings have no natural scale: the floor of the fit's variances is taken relative to their spread
-    embeddings = embeddings / embeddings.std().clamp(min=1e-12)
-    fit = GaussianMixture(num_clusters, covariance_type="diag", n_init=num_init, random_state=seed, reg_covar=1e-2)
-    probabilities = torch.from_numpy(fit.fit(embeddings.numpy()).predict_proba(embeddings.numpy())).float()
+    profiles = _profiles(model, users, seed)
+    # Not a mixture, which gives the few users far from a crowded middle a component of their own
+    labels = KMeans(num_clusters, n_init=num_init, random_state=seed).fit_predict(profiles)
+    probabilities = F.one_hot(torch.from_numpy(labels).long(), num_clusters).float()
     responsibilities = torch.full((model.config.num_users, num_clusters), 1 / num_clusters)
     responsibilities[users] = probabilities
     return responsibilities
+
+
+def _profiles(model: GaVaMoERatingModel, users: torch.Tensor, seed: int) -> np.ndarray:
+    """Principal components of what the users would rate a sample of items, `(num_users, components)`."""
+    items = torch.randperm(model.config.num_items, generator=torch.Generator().manual_seed(seed))[:_PROFILE_ITEMS]
+    device = model.population_user.device
+    rows = []
+    for chunk in users.split(max(1, _BATCH_SIZE // len(items))):
+        pairs = chunk.repeat_interleave(len(items)).to(device), items.repeat(len(chunk)).to(device)
+        rows.append(model.predict(*pairs).predicted_rating.view(len(chunk), -1).double().cpu())
+    ratings = torch.cat(rows).numpy()
+    return PCA(min(_PROFILE_COMPONENTS, *ratings.shape), random_state=seed).fit_transform(ratings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from datasets import Dataset as HubDataset
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
@@ -20,13 +22,32 @@ from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, Trainin
 
 from ..processing_gavamoe import GaVaMoEProcessor
 from ..vae_gmm_gavamoe import GaVaMoERatingModel
-from .initialization import cluster_shares, initialize_decoder_bias, initialize_mixture, initialize_tables
-from .optimizer import grouped_optimizer
+from .initialization import (
+    cluster_shares,
+    initialize_decoder_bias,
+    initialize_mixture,
+    initialize_tables,
+    leave_one_out_offsets,
+)
 from .resume import last_complete_checkpoint
 
 logger = logging.getLogger(__name__)
 
-AUTOENCODER, ELBO = "autoencoder", "elbo"
+BIAS, AUTOENCODER, ELBO, CALIBRATION = "bias", "autoencoder", "elbo", "calibration"
+
+# What each phase trains, by the beginnings of parameters' names; the autoencoder phase trains all
+_HEADS = ("mean_head.", "log_variance_head.")
+_DECODER = ("decoder_hidden.", "decoder_output.")
+_ENCODER = ("layers.", "population_")
+_TRAINED = {
+    BIAS: (*_ENCODER, *_HEADS, *_DECODER),
+    AUTOENCODER: ("",),
+    ELBO: (*_ENCODER, *_HEADS, *_DECODER, "mixture."),
+    CALIBRATION: _DECODER,
+}
+# Phases without the tables, in which each pair is shown biases without its own rating
+_LEAVE_ONE_OUT = (BIAS, ELBO, CALIBRATION)
+
 # The users' cluster probabilities, which the ELBO phase needs when it is resumed.
 _TARGET_FILE = "cluster_target.safetensors"
 
@@ -77,34 +98,34 @@ class RatingTrainingArguments(TrainingArguments):
     """
 
     autoencoder_learning_rates: list[float] = field(
-        default_factory=lambda: [5e-4, 3e-3],
+        default_factory=lambda: [3e-3],
         metadata={
             "help": "Learning rates of the autoencoder phase, which is run once for each; the run with the best "
-            "validation loss goes on. Sparse ratings want a small one, and who likes what is found by a large one."
+            "validation loss goes on, or the bias phase's result where none is better."
         },
     )
+    bias_epochs: int = field(
+        default=6, metadata={"help": "Epochs of the bias phase, in which the tables hold biases and are not trained."}
+    )
+    bias_learning_rate: float = field(default=5e-4, metadata={"help": "Learning rate of the bias phase."})
+    calibration_epochs: int = field(
+        default=8,
+        metadata={"help": "Epochs of the last phase, which fits the rating decoder to the latents' means. 0: none."},
+    )
+    calibration_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the last phase."})
     num_train_epochs: float = field(
         default=12,
         metadata={"help": "Most epochs of the ELBO phase, after the autoencoder phase. Paper: 30."},
     )
     autoencoder_epochs: int = field(
-        default=25, metadata={"help": "Most epochs of the autoencoder phase, which stops early as well."}
+        default=60, metadata={"help": "Most epochs of the autoencoder phase, which stops early as well."}
     )
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Pairs per step and device. Paper: 4096."})
     per_device_eval_batch_size: int = field(default=4096, metadata={"help": "Pairs per evaluation step and device."})
     weight_decay: float = field(default=0.1, metadata={"help": "AdamW weight decay."})
-    elbo_learning_rate: float | None = field(
-        default=None,
-        metadata={
-            "help": "Learning rate of the ELBO phase; that of the kept autoencoder run if not given. Paper: 1e-5."
-        },
-    )
-    elbo_embedding_learning_rate_scale: float = field(
-        default=0.05,
-        metadata={
-            "help": "Learning rate of the user and item tables in the ELBO phase, as a multiple of the others': the "
-            "tables are what overfits sparse ratings."
-        },
+    elbo_learning_rate: float = field(
+        default=5e-4,
+        metadata={"help": "Learning rate of the ELBO phase, which trains all but the tables. Paper: 1e-5."},
     )
     cluster_weight: float = field(
         default=1.0,
@@ -115,7 +136,7 @@ class RatingTrainingArguments(TrainingArguments):
     )
     beta: float | None = field(
         default=None,
-        metadata={"help": "Weight of the KL term (eq. 12); the model config's, 0.1, if not given."},
+        metadata={"help": "Weight of the KL term (eq. 12); the model config's, 0.01, if not given."},
     )
     kl_warmup_epochs: float = field(
         default=3.0, metadata={"help": "Epochs over which the weight of the KL term rises from 0 to `beta`."}
@@ -155,11 +176,15 @@ class RatingTrainingArguments(TrainingArguments):
 
 class RatingTrainer(Trainer):
     """
-    Trains a [`GaVaMoERatingModel`] in the two phases of the paper (section 3.2), each stopped early and set back to
-    its best epoch by validation loss:
+    Trains a [`GaVaMoERatingModel`] in the two phases of the paper (section 3.2) and one before and after, each set back
+    to its best epoch by validation loss:
 
-    1. autoencoder: z = mu and no KL term;
-    2. mixture initialisation, then the negative ELBO with a rising weight of the KL term.
+    1. biases: an autoencoder (z = mu, no KL term) of the biases that the tables start with, each pair without its own
+       rating, the tables fixed. It is as good as a bias model and hardly overfits;
+    2. autoencoder: everything learns who likes what. Where that does not help on validation, as on sparse ratings, the
+       result of the first phase goes on;
+    3. mixture initialisation, then the negative ELBO with a rising weight of the KL term, the tables fixed;
+    4. calibration: the decoder alone, at z = mu, as it is used.
 
     Args:
         model ([`GaVaMoERatingModel`]): The model.
@@ -183,16 +208,15 @@ class RatingTrainer(Trainer):
                     f"Expected `{name}` as a RatingDataset, but got {type(dataset).__name__}. Did you mean "
                     "RatingDataset.from_records(records, processor)?"
                 )
-        self.phase = AUTOENCODER
+        self.phase = BIAS
         self.beta = model.config.beta if args.beta is None else args.beta
         self._cluster_target = torch.empty(0)
-        self._kept_learning_rate = args.autoencoder_learning_rates[0]
         self._loss_terms: dict[str, list[float]] = defaultdict(list)
         self._root = Path(args.output_dir)
         self._base_args = args
         super().__init__(
             model=model,
-            args=self._phase_args(AUTOENCODER),
+            args=self._phase_args(BIAS),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             data_collator=_passthrough,
@@ -217,46 +241,66 @@ class RatingTrainer(Trainer):
             [`~transformers.trainer_utils.TrainOutput`] of the ELBO phase.
         """
         last = last_complete_checkpoint(self._root / ELBO) if resume_from_checkpoint else None
+        self._log_history: list[dict[str, Any]] = []  # of all phases; the state has that of one
+        columns = self.train_dataset.columns
+        ratings = columns["user_id"], columns["item_id"], columns["rating"]
+        trainable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        # Before the first phase, since the item biases are of the ratings alone
+        columns["offset"] = leave_one_out_offsets(self.model, *ratings)
         if last is not None:
             self._cluster_target = load_file(self._root / _TARGET_FILE)["cluster_target"].to(self.args.device)
         else:
             self._train_autoencoder(**kwargs)
             self._initialize_mixture()
             save_file({"cluster_target": self._cluster_target.cpu()}, self._root / _TARGET_FILE)
-        self._start(ELBO, self._base_args.elbo_learning_rate or self._kept_learning_rate)
+        self._start(ELBO, self._base_args.elbo_learning_rate)
         output = super().train(resume_from_checkpoint=last, **kwargs)
+        self._log_history += self.state.log_history
+        if self._base_args.calibration_epochs > 0:
+            self._train_shortly(CALIBRATION, self._base_args.calibration_learning_rate, **kwargs)
         self._repair_clusters()
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in trainable)
+        del columns["offset"]
+        self.state.log_history = self._log_history
         return output
 
+    def _train_shortly(self, phase: str, learning_rate: float, **kwargs: Any) -> float:
+        """Runs a phase that leaves no checkpoints, and returns the validation loss of its best epoch."""
+        self._start(phase, learning_rate)
+        super().train(**kwargs)
+        self._log_history += self.state.log_history
+        shutil.rmtree(self.args.output_dir, ignore_errors=True)
+        return self.state.best_metric
+
     def _train_autoencoder(self, **kwargs: Any) -> None:
-        """Runs the autoencoder phase from the same start at each learning rate and keeps the best run."""
+        """Runs the bias phase, and from there the autoencoder phase at each learning rate; the best result is kept."""
         columns = self.train_dataset.columns
         initialize_decoder_bias(self.model, columns["rating"])
         initialize_tables(self.model, columns["user_id"], columns["item_id"], columns["rating"])
+        best_loss = self._train_shortly(BIAS, self._base_args.bias_learning_rate, **kwargs)
+        logger.info("Stage 1, biases alone: validation loss %.4f", best_loss)
         start = copy.deepcopy(self.model.state_dict())
-        best_loss, best_state = float("inf"), start
+        best_state = start
         for learning_rate in self._base_args.autoencoder_learning_rates:
             self.model.load_state_dict(start)
-            self._start(AUTOENCODER, learning_rate)
-            super().train(**kwargs)
-            loss = self.state.best_metric
+            loss = self._train_shortly(AUTOENCODER, learning_rate, **kwargs)
             logger.info("Stage 1, autoencoder at learning rate %g: validation loss %.4f", learning_rate, loss)
             if loss < best_loss:
                 best_loss, best_state = loss, copy.deepcopy(self.model.state_dict())
-                self._kept_learning_rate = learning_rate
-            shutil.rmtree(self.args.output_dir, ignore_errors=True)
-        if best_state is start:
+        if not math.isfinite(best_loss):
             raise RuntimeError(
-                "Expected a finite validation loss, but none of the learning rates "
-                f"{self._base_args.autoencoder_learning_rates} gave one. Lower `autoencoder_learning_rates`."
+                "Expected a finite validation loss, but neither the bias phase nor the learning rates "
+                f"{self._base_args.autoencoder_learning_rates} gave one. Lower `bias_learning_rate`."
             )
         self.model.load_state_dict(best_state)
 
     def _phase_args(self, phase: str, learning_rate: float | None = None) -> RatingTrainingArguments:
         phase_args = copy.copy(self._base_args)
         phase_args.output_dir = str(self._root / phase)
-        if phase == AUTOENCODER:
-            phase_args.num_train_epochs = self._base_args.autoencoder_epochs
+        epochs = {BIAS: "bias_epochs", AUTOENCODER: "autoencoder_epochs", CALIBRATION: "calibration_epochs"}
+        if phase in epochs:
+            phase_args.num_train_epochs = getattr(self._base_args, epochs[phase])
         if learning_rate is not None:
             phase_args.learning_rate = learning_rate
         return phase_args
@@ -265,6 +309,8 @@ class RatingTrainer(Trainer):
         self.phase = phase
         self.args = self._phase_args(phase, learning_rate)
         self.optimizer = self.lr_scheduler = None
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name.startswith(_TRAINED[phase]))
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, EarlyStoppingCallback):
                 callback.early_stopping_patience_counter = 0
@@ -274,13 +320,6 @@ class RatingTrainer(Trainer):
         columns = self.train_dataset.columns
         responsibilities = initialize_mixture(self.model, columns["user_id"], columns["item_id"], seed=self.args.seed)
         self._cluster_target = responsibilities.to(self.args.device)
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW with the tables in groups of their own, whose learning rate is scaled in the ELBO phase."""
-        scale = self._base_args.elbo_embedding_learning_rate_scale if self.phase == ELBO else 1.0
-        model = self.model if model is None else model
-        self.optimizer = grouped_optimizer(self, model, lambda name: scale if "embeddings" in name else 1.0)
-        return self.optimizer
 
     def _repair_clusters(self) -> None:
         """Refits the mixture where a cluster ended up (nearly) empty, and fails if that does not help."""
@@ -315,6 +354,12 @@ class RatingTrainer(Trainer):
         if is_elbo and model.training and self._base_args.kl_warmup_epochs > 0:
             beta *= min(1.0, (self.state.epoch or 0.0) / self._base_args.kl_warmup_epochs)
         target = self._cluster_target[inputs["user_id"]] if is_elbo and self._base_args.cluster_weight > 0 else None
+        offset = inputs.pop("offset", None)
+        if offset is not None and self.phase in _LEAVE_ONE_OUT:
+            rating_model = self.accelerator.unwrap_model(model)
+            embeddings = rating_model.embed(inputs["user_id"], inputs["item_id"])
+            first_column = F.one_hot(torch.zeros_like(inputs["user_id"]), embeddings.shape[-1])  # [B, E]
+            inputs["pair_embeddings"] = embeddings + offset[..., None] * first_column[:, None]
         outputs = model(**inputs, beta=beta, sample_latent=is_elbo and model.training, cluster_target=target)
         loss = outputs.loss
         if target is not None:

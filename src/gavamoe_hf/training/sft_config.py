@@ -46,7 +46,7 @@ class GaVaMoESFTConfig(SFTConfig):
     )
     beta: float | None = field(
         default=None,
-        metadata={"help": "Weight of the KL term in the ELBO (eq. 12); the model config's, 0.1, if not given."},
+        metadata={"help": "Weight of the KL term in the ELBO (eq. 12); the model config's, 0.01, if not given."},
     )
     trainable_parts: list[str] | None = field(
         default=None,
