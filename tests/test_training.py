@@ -218,6 +218,22 @@ def test_kept_epoch_is_the_best_by_validation_loss(planted, tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-5)
 
 
+# Models from scratch
+
+
+def test_models_from_scratch_start_by_repeating_what_they_attend_to(planted):
+    processor = build_processor(planted.records["train"], ModelArguments(vocab_size=1000))
+    model = build_model(processor, ModelArguments(**TINY, vocab_size=1000))
+    for layer in model.model.layers:
+        assert torch.equal(layer.self_attn.o_proj.weight, layer.self_attn.v_proj.weight.T)
+    features = {name for names in planted.records["train"]["feature"] for name in names}
+    # However rare, in the prompt and in the explanation alike
+    for word in (*features, "positive", "negative"):
+        assert len(processor.encode_text(f" {word}")) == 1, word
+    prompt = processor.encode_prompt("positive", ["tone"])
+    assert processor.encode_text(" positive")[0] in prompt and processor.encode_text(" tone")[0] in prompt
+
+
 # Stage 2
 
 
