@@ -5,11 +5,25 @@ import math
 import torch
 from torch import Tensor
 
-from gavamoe_hf import GaVaMoEConfig, GaVaMoEForCausalLM, GaVaMoERatingModel
+from gavamoe_hf import GaVaMoEConfig, GaVaMoEForCausalLM, GaVaMoEProcessor, GaVaMoERatingModel
+from gavamoe_hf.data import SyntheticConfig, generate_synthetic
+from gavamoe_hf.training.building import ModelArguments, build_model, build_processor
 from gavamoe_hf.training.tokenizer import train_tokenizer
 
 PAD, BOS, EOS, USER, ITEM = range(5)
 VOCAB = 64
+
+# Start of a script that runs in a process of its own: from here on, the package cannot be imported.
+BLOCK_PACKAGE = """
+import importlib.abc, pathlib, sys
+
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "gavamoe_hf":
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocker())
+"""
 
 
 def tiny_config(**overrides) -> GaVaMoEConfig:
@@ -48,6 +62,21 @@ def tiny_config(**overrides) -> GaVaMoEConfig:
 def tiny_model(**overrides) -> GaVaMoEForCausalLM:
     torch.manual_seed(0)
     return GaVaMoEForCausalLM(tiny_config(**overrides))
+
+
+def tiny_run() -> tuple[GaVaMoEForCausalLM, GaVaMoEProcessor]:
+    """Model and processor of a tiny run on synthetic data, untrained."""
+    records = generate_synthetic(SyntheticConfig(num_users=12, num_items=10, records_per_user=6)).records
+    arguments = ModelArguments(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        moe_intermediate_size=16,
+        num_experts=4,
+        vocab_size=400,
+    )
+    processor = build_processor(records["train"], arguments)
+    return build_model(processor, arguments), processor
 
 
 @torch.no_grad()

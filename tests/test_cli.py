@@ -5,28 +5,18 @@ import subprocess
 import sys
 
 import pytest
+from references import tiny_run
 
 from gavamoe_hf.cli.main import main
-from gavamoe_hf.data import SyntheticConfig, generate_synthetic
-from gavamoe_hf.training.building import ModelArguments, build_model, build_processor
 from gavamoe_hf.training.pipeline import save_checkpoint
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    records = generate_synthetic(SyntheticConfig(num_users=12, num_items=10, records_per_user=6)).records
-    arguments = ModelArguments(
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        moe_intermediate_size=16,
-        num_experts=4,
-        vocab_size=400,
-    )
-    processor = build_processor(records["train"], arguments)
+    model, processor = tiny_run()
     folder = tmp_path_factory.mktemp("run") / "checkpoint"
     folder.mkdir()
-    save_checkpoint(build_model(processor, arguments), processor, folder)
+    save_checkpoint(model, processor, folder)
     return folder
 
 

@@ -15,6 +15,7 @@ from references import tiny_config
 from gavamoe_hf import GaVaMoEProcessor, GaVaMoERatingModel
 from gavamoe_hf.cli.main import main
 from gavamoe_hf.evaluation import cluster_report as reports
+from gavamoe_hf.evaluation import predict
 from gavamoe_hf.evaluation.cluster_report import (
     TypicalMember,
     cluster_report,
@@ -187,7 +188,7 @@ def test_clusters_are_gates_and_predictions_are_means(model, tokenizer):
 
 def test_predictions_in_chunks_are_the_same(rating_model, processor, monkeypatch):
     whole = predict_pairs_of(rating_model, processor, as_dataset(RECORDS))
-    monkeypatch.setattr(reports, "_BATCH_SIZE", 4)
+    monkeypatch.setattr(predict, "_BATCH_SIZE", 4)
     chunked = predict_pairs_of(rating_model, processor, as_dataset(RECORDS))
     assert torch.equal(whole.cluster_posterior, chunked.cluster_posterior)
     assert whole.latent_mean.shape == (11, 1) and torch.equal(whole.latent_mean, chunked.latent_mean)

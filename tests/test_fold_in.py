@@ -8,7 +8,15 @@ import sys
 
 import pytest
 import torch
-from references import naive_encode, naive_gelu, naive_linear, random_prompts, spread_clusters, tiny_model
+from references import (
+    BLOCK_PACKAGE,
+    naive_encode,
+    naive_gelu,
+    naive_linear,
+    random_prompts,
+    spread_clusters,
+    tiny_model,
+)
 
 import gavamoe_hf.fold_in_gavamoe as fold_in
 from gavamoe_hf import POPULATION_ID, GaVaMoEForCausalLM, GaVaMoEProcessor
@@ -353,15 +361,9 @@ def test_new_pairs_are_explained(explaining, processor):
 
 
 # Run elsewhere, with the folder as its argument.
-SCRIPT = r"""
-import importlib.abc, pathlib, sys
-
-class Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "gavamoe_hf":
-            raise ImportError(f"{name} is blocked")
-
-sys.meta_path.insert(0, Blocker())
+SCRIPT = (
+    BLOCK_PACKAGE
+    + r"""
 import torch
 from transformers import AutoModelForCausalLM, AutoProcessor
 
@@ -384,6 +386,7 @@ assert torch.allclose(model.rating_model.user_embeddings.weight[9], saved["next"
 assert "gavamoe_hf" not in sys.modules
 print("ALL CHECKED")
 """
+)
 
 
 def test_new_rows_are_saved_and_load_without_the_package(explaining, processor, tmp_path):

@@ -5,12 +5,10 @@ import json
 
 import pytest
 import torch
-from references import spread_clusters, tiny_model
+from references import spread_clusters, tiny_model, tiny_run
 
 from gavamoe_hf import GaVaMoERecommendationOutput
 from gavamoe_hf.cli.main import main
-from gavamoe_hf.data import SyntheticConfig, generate_synthetic
-from gavamoe_hf.training.building import ModelArguments, build_model, build_processor
 from gavamoe_hf.training.pipeline import save_checkpoint
 
 USERS = [0, 3, 7, -1]
@@ -147,17 +145,8 @@ def test_faults(model, arguments, error, message):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    records = generate_synthetic(SyntheticConfig(num_users=12, num_items=10, records_per_user=6)).records
-    arguments = ModelArguments(
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        moe_intermediate_size=16,
-        num_experts=4,
-        vocab_size=400,
-    )
-    processor = build_processor(records["train"], arguments)
-    model = spread_clusters(build_model(processor, arguments)).eval()
+    model, processor = tiny_run()
+    model = spread_clusters(model).eval()
     folder = tmp_path_factory.mktemp("run") / "checkpoint"
     folder.mkdir()
     save_checkpoint(model, processor, folder)

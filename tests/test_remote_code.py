@@ -7,20 +7,14 @@ import sys
 
 import pytest
 import torch
-from references import random_prompts, spread_clusters, tiny_model
+from references import BLOCK_PACKAGE, random_prompts, spread_clusters, tiny_model
 
 from gavamoe_hf import GaVaMoEProcessor
 
 # Run elsewhere, with the folder as its argument. Prints what it has checked at the end.
-SCRIPT = r"""
-import importlib.abc, pathlib, sys
-
-class Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "gavamoe_hf":
-            raise ImportError(f"{name} is blocked")
-
-sys.meta_path.insert(0, Blocker())
+SCRIPT = (
+    BLOCK_PACKAGE
+    + r"""
 try:
     import gavamoe_hf
 except ImportError as error:
@@ -73,6 +67,7 @@ assert type(again) is not type(model)
 assert "gavamoe_hf" not in sys.modules
 print("ALL CHECKED")
 """
+)
 
 
 @pytest.fixture(scope="module")

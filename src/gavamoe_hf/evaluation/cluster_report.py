@@ -14,11 +14,10 @@ from datasets import Dataset
 from ..modeling_gavamoe import GaVaMoEForCausalLM
 from ..processing_gavamoe import GaVaMoEProcessor
 from ..vae_gmm_gavamoe import GaVaMoERatingModel, GaVaMoERatingOutput
-from .predict import write_json
+from .predict import predict_pairs, write_json, write_text
 
 CLUSTERS_FILE, CLUSTERS_TABLE_FILE = "clusters.json", "clusters.md"
 
-_BATCH_SIZE = 8192
 # Records without any preference that a lift starts from: what occurs a few times only stays near 1
 _LIFT_PRIOR = 5.0
 # Scores are compared as they are shown: posteriors saturate, and beyond this their order is rounding
@@ -79,7 +78,6 @@ class ClusterSummary:
     typical_features: list[TypicalMember]
 
 
-@torch.no_grad()
 def predict_pairs_of(
     model: GaVaMoEForCausalLM | GaVaMoERatingModel, processor: GaVaMoEProcessor, records: Dataset
 ) -> GaVaMoERatingOutput:
@@ -97,13 +95,10 @@ def predict_pairs_of(
     rating_model = model if isinstance(model, GaVaMoERatingModel) else model.rating_model
     if len(records) == 0:
         raise ValueError("Expected at least one record to assign to a cluster, but got none.")
-    device = rating_model.population_user.device
-    users = torch.from_numpy(_table_rows("user", records["user"], processor.users)).split(_BATCH_SIZE)
-    items = torch.from_numpy(_table_rows("item", records["item"], processor.items)).split(_BATCH_SIZE)
-    chunks = [rating_model.predict(user.to(device), item.to(device)) for user, item in zip(users, items, strict=True)]
-    outputs = GaVaMoERatingOutput(
-        **{name: torch.cat([chunk[name].float().cpu() for chunk in chunks]) for name in chunks[0]}
-    )
+    users = torch.from_numpy(_table_rows("user", records["user"], processor.users))
+    items = torch.from_numpy(_table_rows("item", records["item"], processor.items))
+    outputs = predict_pairs(rating_model, users, items)
+    outputs = GaVaMoERatingOutput(**{name: value.float() for name, value in outputs.items()})
     broken = outputs.cluster_posterior.isnan().any(dim=-1).sum().item()
     if broken:
         raise ValueError(
@@ -235,9 +230,7 @@ def write_cluster_report(
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / CLUSTERS_FILE, {"split": split, "clusters": [asdict(summary) for summary in report]})
-    beside = output_dir / (CLUSTERS_TABLE_FILE + ".part")
-    beside.write_text(markdown_report(report, split), encoding="utf-8")
-    os.replace(beside, output_dir / CLUSTERS_TABLE_FILE)
+    write_text(output_dir / CLUSTERS_TABLE_FILE, markdown_report(report, split))
 
 
 class _Tally:

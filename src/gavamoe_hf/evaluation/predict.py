@@ -12,10 +12,14 @@ import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 
+from ..vae_gmm_gavamoe import GaVaMoERatingModel, GaVaMoERatingOutput
 from .rating_metrics import rating_errors
 from .text_metrics import score_text
 
 Protocol = Literal["given", "predicted"]
+
+# Pairs rated at once
+_BATCH_SIZE = 8192
 
 
 def predict_records(
@@ -100,13 +104,23 @@ def write_json_lines(path: str | os.PathLike[str], rows: Sequence[dict[str, Any]
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes a JSON file beside the path and renames, so that the file is whole or not there."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file beside the path and renames, so that the file is whole or not there."""
     path = Path(path)
     beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
 
 
-def pair_clusters(model: Any, user_id: torch.Tensor, item_id: torch.Tensor) -> torch.LongTensor:
-    """The cluster, which is the gate, of each of many pairs `(num_pairs,)`, in chunks, on the CPU."""
-    chunks = zip(user_id.split(8192), item_id.split(8192), strict=True)
-    return torch.cat([model.gate_index(users, items).cpu() for users, items in chunks])
+@torch.no_grad()
+def predict_pairs(model: GaVaMoERatingModel, user_id: torch.Tensor, item_id: torch.Tensor) -> GaVaMoERatingOutput:
+    """[`GaVaMoERatingModel.predict`] over many pairs, in chunks, on the CPU."""
+    device = model.population_user.device
+    chunks = [
+        model.predict(users.to(device), items.to(device))
+        for users, items in zip(user_id.split(_BATCH_SIZE), item_id.split(_BATCH_SIZE), strict=True)
+    ]
+    return GaVaMoERatingOutput(**{name: torch.cat([chunk[name].cpu() for chunk in chunks]) for name in chunks[0]})

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
-from ..vae_gmm_gavamoe import GaVaMoERatingModel, GaVaMoERatingOutput
+from ..evaluation.predict import predict_pairs
+from ..vae_gmm_gavamoe import GaVaMoERatingModel
 
 logger = logging.getLogger(__name__)
 
@@ -28,17 +29,6 @@ _SHRINKAGE = 10.0
 
 # Items, and principal components of their predicted ratings, by which users are compared
 _PROFILE_ITEMS, _PROFILE_COMPONENTS = 64, 8
-
-
-@torch.no_grad()
-def predict_pairs(model: GaVaMoERatingModel, user_id: torch.Tensor, item_id: torch.Tensor) -> GaVaMoERatingOutput:
-    """[`GaVaMoERatingModel.predict`] over many pairs, in chunks, on the CPU."""
-    device = model.population_user.device
-    chunks = [
-        model.predict(users.to(device), items.to(device))
-        for users, items in zip(user_id.split(_BATCH_SIZE), item_id.split(_BATCH_SIZE), strict=True)
-    ]
-    return GaVaMoERatingOutput(**{name: torch.cat([chunk[name].cpu() for chunk in chunks]) for name in chunks[0]})
 
 
 def cluster_shares(model: GaVaMoERatingModel, user_id: torch.Tensor, item_id: torch.Tensor) -> np.ndarray:

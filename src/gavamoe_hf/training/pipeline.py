@@ -29,7 +29,7 @@ from ..evaluation.cluster_report import (
     write_cluster_report,
 )
 from ..evaluation.predict import (
-    pair_clusters,
+    predict_pairs,
     predict_records,
     score_predictions,
     write_json,
@@ -261,7 +261,7 @@ def evaluate_run(
     """Scores of the test split, with the records' sentiment and features given, and the explanations scored."""
     rows = predict_records(model, processor, records["test"], batch_size=batch_size)
     pairs = ratings["train"].columns["user_id"], ratings["train"].columns["item_id"]
-    clusters = pair_clusters(model, *pairs)
+    clusters = predict_pairs(model.rating_model, *pairs).cluster_posterior.argmax(dim=-1)
     shares = torch.bincount(clusters, minlength=model.config.num_clusters) / len(clusters)
     metrics = {
         **score_predictions(rows),

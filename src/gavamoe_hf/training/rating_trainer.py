@@ -94,7 +94,7 @@ class RatingTrainingArguments(TrainingArguments):
     """
     Arguments of [`RatingTrainer`]: those of [`~transformers.TrainingArguments`] and the ones below. Defaults that
     differ: `per_device_train_batch_size` 64 (the paper's batch is 4096, for hundreds of thousands of ratings),
-    `weight_decay` 0.1, evaluation and saving every epoch. `learning_rate` gives way to those of the two phases.
+    `weight_decay` 0.1, evaluation and saving every epoch. `learning_rate` gives way to those of the phases.
     """
 
     autoencoder_learning_rates: list[float] = field(
