@@ -29,6 +29,7 @@ def main(args: ScriptArguments, model_args: ModelArguments, training_args: Ratin
     rating_model = build_model(processor, model_args).rating_model
     ratings = {split: RatingDataset.from_records(records[split], processor) for split in records}
 
+    training_args.choose_num_clusters = model_args.chooses_num_clusters
     trainer = RatingTrainer(rating_model, training_args, ratings["train"], ratings["validation"])
     trainer.train()
     rating_model.save_pretrained(training_args.output_dir)
@@ -44,7 +45,7 @@ def main(args: ScriptArguments, model_args: ModelArguments, training_args: Ratin
     for name, label in (("mean", "mean rating"), ("bias", "user + item bias")):
         print(f"{label:18} {baselines[f'baseline_{name}_rmse']:6.3f} {baselines[f'baseline_{name}_mae']:6.3f}")
     clusters = rating_model.predict(train["user_id"], train["item_id"]).cluster_posterior.argmax(dim=-1)
-    shares = clusters.bincount(minlength=model_args.num_clusters) / len(clusters)
+    shares = clusters.bincount(minlength=rating_model.config.num_clusters) / len(clusters)
     print("share of the training pairs by cluster: " + ", ".join(f"{share:.1%}" for share in shares))
 
 

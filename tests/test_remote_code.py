@@ -121,6 +121,7 @@ def test_files_of_a_checkpoint(saved):
         "vae_gmm_gavamoe.py",
         "processing_gavamoe.py",
         "recommendation_gavamoe.py",
+        "upcycling_gavamoe.py",
     }
     config = json.loads((saved / "checkpoint" / "config.json").read_text())
     assert config["auto_map"] == {

@@ -1,4 +1,4 @@
-"""Both trainers: what they learn, what they log, what moves, and that a killed run goes on as if it had not been."""
+"""Stage 2 and whole runs: what they learn and log, what moves, and that a killed run goes on as if it had not been."""
 
 import json
 import os
@@ -12,21 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from sklearn.metrics import adjusted_rand_score
 
-from gavamoe_hf import GaVaMoEConfig, GaVaMoERatingModel
 from gavamoe_hf.data import SyntheticConfig, generate_synthetic
-from gavamoe_hf.evaluation import baseline_scores, rating_errors
 from gavamoe_hf.training.building import ModelArguments, build_model, build_processor
-from gavamoe_hf.training.initialization import (
-    cluster_shares,
-    initialize_decoder_bias,
-    initialize_mixture,
-    initialize_tables,
-    leave_one_out_offsets,
-    predict_pairs,
-)
-from gavamoe_hf.training.rating_trainer import RatingDataset, RatingTrainer, RatingTrainingArguments
 from gavamoe_hf.training.sft_config import GaVaMoESFTConfig
 from gavamoe_hf.training.sft_trainer import GaVaMoESFTTrainer, tokenize_records
 
@@ -70,152 +58,6 @@ def make_trainer(tiny, planted, folder, **options):
         eval_dataset=planted.records["validation"].select(range(10)),
         processor=processor,
     )
-
-
-# Stage 1
-
-
-def test_rating_dataset_hands_out_whole_batches():
-    data = RatingDataset(torch.tensor([4, 5, 6]), torch.tensor([1, 2, 3]), torch.tensor([1.0, 2.0, 5.0]))
-    batch = data.__getitems__([2, 0])
-    assert batch["user_id"].tolist() == [6, 4]
-    assert batch["rating"].tolist() == [5.0, 1.0]
-    with pytest.raises(ValueError, match="one user, item and rating for each record, but got 3, 3 and 2"):
-        RatingDataset(torch.zeros(3), torch.zeros(3), torch.zeros(2))
-
-
-def test_rating_trainer_refuses_records(planted, tmp_path):
-    model = GaVaMoERatingModel(GaVaMoEConfig(vae_embedding_size=16))
-    with pytest.raises(TypeError, match=r"Did you mean RatingDataset\.from_records"):
-        RatingTrainer(model, RatingTrainingArguments(str(tmp_path)), planted.records["train"], None)
-
-
-def test_decoder_bias_is_the_marginal_distribution():
-    model = GaVaMoERatingModel(GaVaMoEConfig(vae_embedding_size=16))
-    initialize_decoder_bias(model, torch.tensor([5.0, 5.0, 5.0, 4.0, 1.0]))
-    # Counts 1 0 0 1 3 with one pseudo-count each: 2 1 1 2 4 of 10
-    assert torch.allclose(model.decoder_output.bias.exp(), torch.tensor([0.2, 0.1, 0.1, 0.2, 0.4]))
-
-
-def test_biases_and_what_leaving_one_rating_out_changes():
-    model = GaVaMoERatingModel(GaVaMoEConfig(num_users=4, num_items=3, vae_embedding_size=16))
-    users, items = torch.tensor([0, 0, 1, 1, 2, 0]), torch.tensor([0, 1, 0, 1, 1, 2])
-    ratings = torch.tensor([5.0, 3.0, 4.0, 1.0, 2.0, 5.0])
-    initialize_tables(model, users, items, ratings)
-    offsets = leave_one_out_offsets(model, users, items, ratings)
-
-    def bias(values):  # shrunken by 10 ratings; a whole scale of 1 to 5 is 12 units
-        return sum(values) / (len(values) + 10) * 12 / 4
-
-    deviations = [rating - 20 / 6 for rating in ratings.tolist()]
-    of_item = [[deviations[n] for n in range(6) if items[n] == item] for item in range(3)]
-    residuals = [deviations[n] - bias(of_item[items[n]]) * 4 / 12 for n in range(6)]
-    of_user = [[residuals[n] for n in range(6) if users[n] == user] for user in range(4)]
-    assert model.item_embeddings.weight[:, 0].tolist() == pytest.approx([bias(values) for values in of_item], abs=1e-5)
-    assert model.user_embeddings.weight[:, 0].tolist() == pytest.approx([bias(values) for values in of_user], abs=1e-5)
-    for n in range(6):
-        user = bias([residuals[m] for m in range(6) if users[m] == users[n] and m != n])
-        item = bias([deviations[m] for m in range(6) if items[m] == items[n] and m != n])
-        expected = [user - bias(of_user[users[n]]), item - bias(of_item[items[n]])]
-        assert offsets[n].tolist() == pytest.approx(expected, abs=1e-5)
-
-
-def test_ratings_without_preferences_leave_the_tables_as_biases(tmp_path):
-    """Where the autoencoder phase only learns noise by heart, the bias phase's result goes on."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(count):
-        users = torch.randint(60, (count,), generator=generator)
-        items = torch.randint(20, (count,), generator=generator)
-        return RatingDataset(users, items, torch.randint(1, 6, (count,), generator=generator).float())
-
-    torch.manual_seed(0)
-    model = GaVaMoERatingModel(GaVaMoEConfig(num_users=60, num_items=20, vae_embedding_size=16, latent_size=8))
-    start = model.user_embeddings.weight[:, 1:].detach().clone()
-    args = RatingTrainingArguments(
-        str(tmp_path), autoencoder_epochs=5, num_train_epochs=1, disable_tqdm=True, use_cpu=True
-    )
-    trainer = RatingTrainer(model, args, draw(300), draw(300))
-    trainer.train()
-    assert torch.equal(model.user_embeddings.weight[:, 1:], start)
-    assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_mixture_takes_the_statistics_of_its_users_pairs():
-    torch.manual_seed(0)
-    config = GaVaMoEConfig(num_users=20, num_items=6, vae_embedding_size=16, latent_size=4, num_clusters=2)
-    model = GaVaMoERatingModel(config)
-    group = torch.arange(20) % 2
-    model.user_embeddings.weight.data = torch.randn(20, 16) * 0.01 + torch.where(group == 0, 1.0, -1.0)[:, None]
-    users, items = torch.arange(20).repeat_interleave(6), torch.arange(6).repeat(20)
-    probabilities = initialize_mixture(model, users, items)
-    clusters = probabilities.argmax(dim=-1)
-    assert adjusted_rand_score(group, clusters) == 1.0
-    latent = predict_pairs(model, users, items).latent_mean
-    for cluster in range(2):
-        members = latent[clusters[users] == cluster]
-        assert torch.allclose(model.mixture.means[cluster], members.mean(dim=0), atol=1e-5)
-        variance = members.var(dim=0, correction=0).clamp(min=1e-4)
-        assert torch.allclose(model.mixture.log_variances[cluster].exp(), variance, rtol=1e-4)
-    assert torch.allclose(model.mixture.log_weights().exp(), torch.tensor([0.5, 0.5]))
-    with pytest.raises(ValueError, match="at least as many users as clusters, but got 1 users for 2 clusters"):
-        initialize_mixture(model, users[:6], items[:6])
-
-
-def test_stage_one_finds_the_planted_groups_and_beats_the_biases(tmp_path):
-    data = generate_synthetic(SyntheticConfig(seed=1))
-    processor = build_processor(data.records["train"], ModelArguments(vocab_size=400))
-    torch.manual_seed(1)
-    arguments = ModelArguments(**TINY, vocab_size=400)
-    model = build_model(processor, arguments).rating_model
-    ratings = {split: RatingDataset.from_records(data.records[split], processor) for split in data.records}
-    args = RatingTrainingArguments(
-        str(tmp_path), autoencoder_learning_rates=[3e-3], disable_tqdm=True, use_cpu=True, seed=1
-    )
-    trainer = RatingTrainer(model, args, ratings["train"], ratings["validation"])
-    trainer.train()
-    columns = ratings["train"].columns
-    posterior = predict_pairs(model, columns["user_id"], columns["item_id"]).cluster_posterior
-    groups = [data.truth.user_group[user] for user in data.records["train"]["user"]]
-    assert adjusted_rand_score(groups, posterior.argmax(dim=-1).numpy()) >= 0.8
-    assert cluster_shares(model, columns["user_id"], columns["item_id"]).min() >= 0.05
-    test = ratings["test"].columns
-    errors = rating_errors(predict_pairs(model, test["user_id"], test["item_id"]).predicted_rating, test["rating"])
-    baselines = baseline_scores(data.records["train"], data.records["validation"], data.records["test"])
-    assert errors["rating_rmse"] < 0.7 * baselines["baseline_bias_rmse"]
-    assert errors["rating_rmse"] < 0.7 * baselines["baseline_mean_rmse"]
-    logged = {name for entry in trainer.state.log_history for name in entry}
-    assert {
-        "reconstruction_loss",
-        "kl_loss",
-        "cluster_loss",
-        "eval_rmse",
-        "eval_mae",
-        "eval_cluster_share_2",
-    } <= logged
-
-
-def test_kept_epoch_is_the_best_by_validation_loss(planted, tmp_path):
-    processor = build_processor(planted.records["train"], ModelArguments(vocab_size=400))
-    model = build_model(processor, ModelArguments(**TINY, vocab_size=400)).rating_model
-    ratings = {split: RatingDataset.from_records(planted.records[split], processor) for split in planted.records}
-    args = RatingTrainingArguments(
-        str(tmp_path),
-        autoencoder_learning_rates=[1e-2],
-        autoencoder_epochs=2,
-        num_train_epochs=4,
-        elbo_learning_rate=1e-2,
-        calibration_epochs=0,
-        min_cluster_share=0.0,
-        disable_tqdm=True,
-        use_cpu=True,
-    )
-    trainer = RatingTrainer(model, args, ratings["train"], ratings["validation"])
-    trainer.train()
-    assert {entry["phase"] for entry in trainer.state.log_history} == {"bias", "autoencoder", "elbo"}
-    elbo = [entry for entry in trainer.state.log_history if entry["phase"] == "elbo"]
-    losses = [entry["eval_loss"] for entry in elbo if "eval_loss" in entry]
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-5)
 
 
 # Models from scratch

@@ -35,6 +35,7 @@ from .configuration_gavamoe import GaVaMoEConfig
 from .fold_in_gavamoe import GaVaMoEFoldInMixin
 from .generation_gavamoe import GaVaMoEGenerationMixin
 from .recommendation_gavamoe import GaVaMoERecommendationMixin
+from .upcycling_gavamoe import GaVaMoEUpcyclingMixin
 from .vae_gmm_gavamoe import GaVaMoERatingModel, GaVaMoERatingOutput
 
 
@@ -361,6 +362,7 @@ class GaVaMoEForCausalLM(
     GaVaMoEGenerationMixin,
     GaVaMoERecommendationMixin,
     GaVaMoEFoldInMixin,
+    GaVaMoEUpcyclingMixin,
     GaVaMoEPreTrainedModel,
     LlamaForCausalLM,
 ):
@@ -389,6 +391,14 @@ class GaVaMoEForCausalLM(
     def rating_model(self) -> GaVaMoERatingModel:
         """The VAE-GMM that predicts ratings and chooses gates."""
         return self.model.rating_model
+
+    def drop_gates(self) -> None:
+        """Leaves each layer as many of its gates as the rating model has clusters, after it chose their number."""
+        self.config.num_clusters = self.rating_model.config.num_clusters
+        for module in self.modules():
+            if isinstance(module, GaVaMoEMultiGateRouter):
+                kept = module.weight.detach()[: self.config.num_clusters].clone()
+                module.weight = nn.Parameter(kept, requires_grad=module.weight.requires_grad)
 
     def forward(
         self,

@@ -270,6 +270,7 @@ class GaVaMoERatingModel(PreTrainedModel):
         pair_embeddings: torch.Tensor | None = None,
         sample_latent: bool | None = None,
         beta: float | None = None,
+        dropout: float | None = None,
         cluster_target: torch.Tensor | None = None,
         **kwargs,
     ) -> GaVaMoERatingOutput:
@@ -284,6 +285,7 @@ class GaVaMoERatingModel(PreTrainedModel):
             sample_latent (`bool`, *optional*, defaults to the training mode):
                 Whether z is sampled (eq. 2) rather than set to mu.
             beta (`float`, *optional*, defaults to `config.beta`): Weight of the KL term.
+            dropout (`float`, *optional*, defaults to `config.vae_dropout` in training mode): Dropout probability.
             cluster_target (`torch.Tensor` of shape `(batch_size, num_clusters)`, *optional*):
                 Cluster probabilities of the pairs' users; `cluster_loss` is computed when given.
 
@@ -297,7 +299,8 @@ class GaVaMoERatingModel(PreTrainedModel):
             pair_embeddings = self.embed(*self.drop_ids(user_id, item_id))
         sample_latent = self.training if sample_latent is None else sample_latent
         beta = self.config.beta if beta is None else beta
-        dropout = self.config.vae_dropout if self.training else 0.0
+        if dropout is None:
+            dropout = self.config.vae_dropout if self.training else 0.0
         with torch.autocast(pair_embeddings.device.type, enabled=False):
             mean, log_variance = self.encode(pair_embeddings, dropout)
             latent = mean
@@ -357,6 +360,14 @@ class GaVaMoERatingModel(PreTrainedModel):
         table.num_embeddings = len(weight)
         for name in (f"num_{kind}s", f"num_added_{kind}s"):
             setattr(self.config, name, getattr(self.config, name) + len(rows))
+
+    @torch.no_grad()
+    def resize_mixture(self, num_clusters: int) -> None:
+        """Puts an untrained mixture of another number of components in place of the present one."""
+        device, dtype = self.mixture.means.device, self.mixture.means.dtype
+        self.config.num_clusters = num_clusters
+        self.mixture = GaVaMoEGaussianMixture(self.config).to(device, dtype)
+        self._init_weights(self.mixture)
 
     def check_ids(self, user_id: torch.Tensor, item_id: torch.Tensor) -> None:
         """Raises `IndexError` for an id outside the tables, naming it, the known range and the remedy."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from ..configuration_gavamoe import GaVaMoEConfig
 from ..modeling_gavamoe import GaVaMoEForCausalLM
@@ -20,8 +20,12 @@ from ..processing_gavamoe import (
     SYSTEM_PROMPT,
     GaVaMoEProcessor,
 )
-from ..upcycling import upcycle_llama
+from ..upcycling_gavamoe import read_llama_config
+from ..vae_gmm_gavamoe import GaVaMoERatingModel
+from .initialization import MAX_CHOSEN_CLUSTERS
 from .tokenizer import train_tokenizer
+
+AUTO = "auto"
 
 Ablation = Literal["none", "no_multi_gating", "no_fine_grained_experts", "base"]
 
@@ -43,11 +47,16 @@ class ModelArguments:
     base_model: str | None = field(
         default=None, metadata={"help": "Path or Hub id of a pretrained Llama. From scratch if not given."}
     )
+    gguf_file: str | None = field(
+        default=None, metadata={"help": "Name of a GGUF file in `base_model`, where its weights are not safetensors."}
+    )
     expert_init: str = field(
         default="residual",
         metadata={
-            "help": "How a base model's feed-forward layers become experts.",
-            "choices": ["residual", "random"],
+            "help": "What becomes of a base model's feed-forward layers: residual (kept as an expert of every token, "
+            "the model starts equal to its base), partition (cut into the experts, equal only while all are active) "
+            "or random (replaced, the paper's).",
+            "choices": ["residual", "partition", "random"],
         },
     )
     ablation: str = field(
@@ -58,7 +67,13 @@ class ModelArguments:
             "choices": ["none", "no_multi_gating", "no_fine_grained_experts", "base"],
         },
     )
-    num_clusters: int = field(default=3, metadata={"help": "Clusters and gates K. Paper: 3."})
+    num_clusters: str = field(
+        default="3",
+        metadata={
+            "help": 'Clusters and gates K, a number, or "auto": the one from 2 to 8 whose clusters of users have the '
+            "largest mean silhouette. Paper: 3."
+        },
+    )
     num_experts: int = field(default=12, metadata={"help": "Experts of each layer. Paper: 12."})
     num_experts_per_tok: int = field(default=2, metadata={"help": "Experts that each token uses. Paper: 2."})
     moe_intermediate_size: int = field(default=128, metadata={"help": "Width of one expert. Paper: 1280."})
@@ -96,6 +111,17 @@ class ModelArguments:
     vocab_size: int = field(default=3000, metadata={"help": "Most tokens of a tokenizer trained from scratch."})
     attention_dropout: float = field(default=0.0, metadata={"help": "Dropout of a model from scratch."})
 
+    def __post_init__(self):
+        # A YAML file gives a number
+        self.num_clusters = str(self.num_clusters)
+        if self.num_clusters != AUTO and not (self.num_clusters.isdecimal() and int(self.num_clusters) > 0):
+            raise ValueError(f'Expected `num_clusters` as a number from 1, or "{AUTO}", but got {self.num_clusters!r}.')
+
+    @property
+    def chooses_num_clusters(self) -> bool:
+        """Whether stage 1 is to choose the number of clusters."""
+        return self.num_clusters == AUTO and self.ablation != "no_multi_gating"
+
 
 def build_processor(
     train: Dataset, model_args: ModelArguments, rating_levels: Sequence[float] = (1, 2, 3, 4, 5)
@@ -107,6 +133,11 @@ def build_processor(
         train ([`~datasets.Dataset`]): Training records.
         model_args ([`ModelArguments`]): Says whether the tokenizer is the base model's or trained on the records.
         rating_levels (`Sequence[float]`, *optional*): The values a rating can take.
+
+    Raises:
+        `ValueError`: for a base model that is not a Llama, or whose tokenizer does not fit it or has the placeholder
+        tokens already.
+        `FileNotFoundError`: for a base model, or a tokenizer of it, that is not there.
     """
     users, items = sorted(set(train["user"])), sorted(set(train["item"]))
     counts: dict[str, Counter[str]] = {item: Counter() for item in items}
@@ -118,10 +149,7 @@ def build_processor(
         texts = [*train["explanation"], *words * _REPEATS_OF_A_FEATURE]
         tokenizer = train_tokenizer(texts, model_args.vocab_size, _prompt_phrases())
     else:
-        tokenizer = AutoTokenizer.from_pretrained(model_args.base_model)
-        GaVaMoEProcessor.add_placeholder_tokens(tokenizer)
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer = _base_tokenizer(model_args.base_model, model_args.gguf_file)
     return GaVaMoEProcessor(
         tokenizer,
         users=users,
@@ -129,6 +157,28 @@ def build_processor(
         item_features=[[name for name, _ in counts[item].most_common(_FEATURES_PER_ITEM)] for item in items],
         positive_rating_threshold=(min(rating_levels) + max(rating_levels)) / 2,
     )
+
+
+def _base_tokenizer(base_model: str, gguf_file: str | None) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer with the placeholder tokens, which has to fit the base model's vocabulary."""
+    config = read_llama_config(base_model, gguf_file)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base_model, gguf_file=gguf_file)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"Expected the base model {base_model!r} to have a tokenizer (tokenizer.json and tokenizer_config.json), "
+            f"but it could not be loaded. Save the base's own beside it. ({error})"
+        ) from error
+    size = len(tokenizer)
+    GaVaMoEProcessor.add_placeholder_tokens(tokenizer)
+    if size > config.vocab_size:
+        raise ValueError(
+            f"Expected a tokenizer of at most {config.vocab_size} tokens, the vocabulary of the base model "
+            f"{base_model!r}, but the one beside it has {size}. Save the base's own there."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def _prompt_phrases() -> list[str]:
@@ -180,11 +230,25 @@ def build_model(
         model = GaVaMoEForCausalLM(config)
         _initialize_copying_heads(model)
     else:
-        base = AutoModelForCausalLM.from_pretrained(model_args.base_model)
-        model = upcycle_llama(base, len(tokenizer), model_args.expert_init, **fields)
+        model = GaVaMoEForCausalLM.from_llama(
+            model_args.base_model,
+            expert_init=model_args.expert_init,
+            vocab_size=len(tokenizer),
+            gguf_file=model_args.gguf_file,
+            shared_expert_intermediate_size=model_args.shared_expert_intermediate_size,
+            **fields,
+        )
         model.config.pad_token_id = tokenizer.pad_token_id
     set_generation_defaults(model, tokenizer)
     return model
+
+
+def build_rating_model(
+    processor: GaVaMoEProcessor, model_args: ModelArguments, rating_levels: Sequence[float] = (1, 2, 3, 4, 5)
+) -> GaVaMoERatingModel:
+    """The rating model of [`build_model`] alone, for stage 1 without a language model; arguments likewise."""
+    fields = {**_method_fields(processor, model_args, rating_levels), **_ablation_fields(model_args)}
+    return GaVaMoERatingModel(GaVaMoEConfig(vocab_size=len(processor.tokenizer), **fields))
 
 
 @torch.no_grad()
@@ -225,7 +289,8 @@ def _method_fields(
         "vae_dropout": model_args.vae_dropout,
         "vae_id_dropout": model_args.vae_id_dropout,
         "latent_size": model_args.latent_size or (32 if is_small else 128),
-        "num_clusters": model_args.num_clusters,
+        # Where stage 1 is to choose, as many gates as it may come to; those left over are dropped
+        "num_clusters": MAX_CHOSEN_CLUSTERS if model_args.chooses_num_clusters else int(model_args.num_clusters),
         "rating_likelihood": model_args.rating_likelihood,
         "rating_levels": [float(level) for level in rating_levels],
         "num_local_experts": model_args.num_experts,

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
+from sklearn.metrics import silhouette_score
 
 from ..evaluation.predict import predict_pairs
 from ..vae_gmm_gavamoe import GaVaMoERatingModel
@@ -29,6 +30,11 @@ _SHRINKAGE = 10.0
 
 # Items, and principal components of their predicted ratings, by which users are compared
 _PROFILE_ITEMS, _PROFILE_COMPONENTS = 64, 8
+# Decimals to which profiles are the same, in stars
+_PROFILE_DECIMALS = 5
+
+# The most clusters that are tried where their number is chosen, and the users that judge it (Yelp's would need 6 GB)
+MAX_CHOSEN_CLUSTERS, _SILHOUETTE_USERS = 8, 5000
 
 
 def cluster_shares(model: GaVaMoERatingModel, user_id: torch.Tensor, item_id: torch.Tensor) -> np.ndarray:
@@ -92,6 +98,35 @@ def leave_one_out_offsets(
     return torch.stack(offsets, dim=1).float()
 
 
+def leave_one_out_embeddings(
+    model: GaVaMoERatingModel, user_id: torch.Tensor, item_id: torch.Tensor, offset: torch.Tensor
+) -> torch.Tensor:
+    """
+    The embeddings `(num_pairs, 2, vae_embedding_size)` of training pairs, their biases without their own ratings;
+    `offset` `(num_pairs, 2)` is from [`leave_one_out_offsets`].
+    """
+    embeddings = model.embed(user_id, item_id)
+    first_column = F.one_hot(torch.zeros_like(user_id), embeddings.shape[-1])  # [B, E]
+    return embeddings + offset[..., None] * first_column[:, None]
+
+
+@torch.no_grad()
+def leave_one_out_logits(
+    model: GaVaMoERatingModel, user_id: torch.Tensor, item_id: torch.Tensor, offset: torch.Tensor
+) -> torch.Tensor:
+    """
+    The rating logits of training pairs as [`leave_one_out_embeddings`] shows them, at z = mu and without dropout: on
+    the CPU, `(num_pairs, num_levels)`.
+    """
+    device = model.population_user.device
+    chunks = zip(*(column.split(_BATCH_SIZE) for column in (user_id, item_id, offset)), strict=True)
+    logits = []
+    for chunk in chunks:
+        embeddings = leave_one_out_embeddings(model, *(column.to(device) for column in chunk))
+        logits.append(model.decode(model.encode(embeddings)[0]).cpu())
+    return torch.cat(logits)
+
+
 def _deviations(
     model: GaVaMoERatingModel, user_id: torch.Tensor, item_id: torch.Tensor, rating: torch.Tensor
 ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -135,7 +170,7 @@ def initialize_mixture(
         user without training pairs.
 
     Raises:
-        `ValueError`: with fewer users than clusters.
+        `ValueError`: where the users differ in fewer ways than there are clusters.
     """
     num_clusters, device = model.config.num_clusters, model.population_user.device
     responsibilities = _cluster_users(model, user_id.unique(), seed, num_init)
@@ -157,15 +192,69 @@ def initialize_mixture(
     return responsibilities
 
 
+@torch.no_grad()
+def write_cluster_code(model: GaVaMoERatingModel, responsibilities: torch.Tensor) -> None:
+    """
+    Adds each user's cluster, as a one-hot code less its mean, to the columns of the user table after the first.
+
+    The encoder then reads a cluster off the table. It would otherwise have to learn each user's by heart, in layers
+    that the rating goes through as well.
+
+    Args:
+        model ([`GaVaMoERatingModel`]): Model whose user table is written to.
+        responsibilities (`torch.Tensor` of shape `(num_users, num_clusters)`): From [`initialize_mixture`].
+    """
+    table = model.user_embeddings.weight
+    code = responsibilities - responsibilities.mean(dim=0)
+    table[:, 1 : 1 + code.shape[1]] += code.to(table)
+
+
+def choose_num_clusters(
+    model: GaVaMoERatingModel, user_id: torch.Tensor, seed: int = 0, num_init: int = 5
+) -> tuple[int, dict[int, float]]:
+    """
+    The number of clusters of users, 2 to 8, whose k-means clustering has the largest mean silhouette (Rousseeuw, 1987):
+    how much closer users are to their own cluster than to the next, by what they would rate a sample of items.
+
+    Args:
+        model ([`GaVaMoERatingModel`]): Model after the autoencoder phase.
+        user_id (`torch.LongTensor` of shape `(num_pairs,)`): Users of the training pairs.
+        seed (`int`, *optional*, defaults to 0): Seed of the items, the fits and, of many users, the sample.
+        num_init (`int`, *optional*, defaults to 5): Starts of each fit.
+
+    Returns:
+        `tuple[int, dict[int, float]]`: the number, and the silhouette, -1 to 1, of each that was tried.
+
+    Raises:
+        `ValueError`: where fewer than three users differ in what they would rate.
+    """
+    users = user_id.unique()
+    profiles = _profiles(model, users, seed)
+    distinct = len(np.unique(profiles.round(_PROFILE_DECIMALS), axis=0))
+    if distinct < 3:
+        raise ValueError(
+            f"Expected at least three users that differ in what they would rate, to choose a number of clusters, but "
+            f"got {distinct} of {len(users)}. Set `num_clusters` to a number."
+        )
+    silhouettes = {}
+    for num_clusters in range(2, min(MAX_CHOSEN_CLUSTERS, distinct - 1) + 1):
+        labels = KMeans(num_clusters, n_init=num_init, random_state=seed).fit_predict(profiles)
+        sample_size = min(len(users), _SILHOUETTE_USERS)
+        score = silhouette_score(profiles, labels, sample_size=sample_size, random_state=seed)
+        silhouettes[num_clusters] = float(score)
+    return max(silhouettes, key=silhouettes.__getitem__), silhouettes
+
+
 def _cluster_users(model: GaVaMoERatingModel, users: torch.Tensor, seed: int, num_init: int) -> torch.Tensor:
     num_clusters = model.config.num_clusters
-    if len(users) < num_clusters:
-        raise ValueError(
-            f"Expected at least as many users as clusters, but got {len(users)} users for {num_clusters} clusters. "
-            "Lower `num_clusters`."
-        )
     profiles = _profiles(model, users, seed)
     # Not a mixture, which gives the few users far from a crowded middle a component of their own
+    distinct = len(np.unique(profiles.round(_PROFILE_DECIMALS), axis=0))
+    if distinct < num_clusters:
+        raise ValueError(
+            f"Expected users that differ in what they would rate in at least {num_clusters} ways, one for each "
+            f"cluster, but got {distinct} of {len(users)} users. Lower `num_clusters` to {distinct}."
+        )
     labels = KMeans(num_clusters, n_init=num_init, random_state=seed).fit_predict(profiles)
     probabilities = F.one_hot(torch.from_numpy(labels).long(), num_clusters).float()
     responsibilities = torch.full((model.config.num_users, num_clusters), 1 / num_clusters)

@@ -66,8 +66,8 @@ _RATING_OPTIONS = (
     "autoencoder_learning_rates",
     "bias_epochs",
     "bias_learning_rate",
-    "calibration_epochs",
-    "calibration_learning_rate",
+    "refinement_epochs",
+    "refinement_learning_rate",
     "cluster_weight",
     "kl_warmup_epochs",
     "early_stopping_patience",
@@ -188,7 +188,10 @@ def run_training(
     write_json(output_dir / RUN_FILE, arguments)
 
     ratings = {split: RatingDataset.from_records(records[split], processor) for split in records}
-    train_rating_model(model.rating_model, ratings, rating_args, sft_args, output_dir, resume)
+    choose = model_args.chooses_num_clusters
+    train_rating_model(model.rating_model, ratings, rating_args, sft_args, output_dir, resume, choose)
+    if choose:
+        model.drop_gates()
     train_explanations(model, processor, records, sft_args, output_dir, resume)
     save_checkpoint(model, processor, output_dir)
     metrics, rows = evaluate_run(model, processor, records, ratings, truth, data_args.generation_batch_size)
@@ -205,11 +208,14 @@ def train_rating_model(
     sft_args: GaVaMoESFTConfig,
     output_dir: Path,
     resume: bool = False,
+    choose_num_clusters: bool = False,
 ) -> None:
     """Stage 1, in place; taken from `rating_model/` where a resumed run has finished it already."""
     folder = output_dir / RATING_FOLDER
     if resume and (folder / "model.safetensors").is_file():
         trained = GaVaMoERatingModel.from_pretrained(folder)
+        if choose_num_clusters:
+            rating_model.resize_mixture(trained.config.num_clusters)
         rating_model.load_state_dict(trained.state_dict())
         return
     options = {name: getattr(rating_args, f"rating_{name}") for name in _RATING_OPTIONS}
@@ -219,6 +225,7 @@ def train_rating_model(
         use_cpu=sft_args.use_cpu,
         disable_tqdm=sft_args.disable_tqdm,
         beta=sft_args.beta,
+        choose_num_clusters=choose_num_clusters,
         **options,
     )
     trainer = RatingTrainer(rating_model, args, ratings["train"], ratings["validation"])

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from datasets import Dataset as HubDataset
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
@@ -22,18 +21,23 @@ from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, Trainin
 
 from ..processing_gavamoe import GaVaMoEProcessor
 from ..vae_gmm_gavamoe import GaVaMoERatingModel
+from .distillation import calibrate_decoder, distillation_loss
 from .initialization import (
+    choose_num_clusters,
     cluster_shares,
     initialize_decoder_bias,
     initialize_mixture,
     initialize_tables,
+    leave_one_out_embeddings,
+    leave_one_out_logits,
     leave_one_out_offsets,
+    write_cluster_code,
 )
 from .resume import last_complete_checkpoint
 
 logger = logging.getLogger(__name__)
 
-BIAS, AUTOENCODER, ELBO, CALIBRATION = "bias", "autoencoder", "elbo", "calibration"
+BIAS, AUTOENCODER, ELBO, REFINEMENT = "bias", "autoencoder", "elbo", "refinement"
 
 # What each phase trains, by the beginnings of parameters' names; the autoencoder phase trains all
 _HEADS = ("mean_head.", "log_variance_head.")
@@ -43,13 +47,15 @@ _TRAINED = {
     BIAS: (*_ENCODER, *_HEADS, *_DECODER),
     AUTOENCODER: ("",),
     ELBO: (*_ENCODER, *_HEADS, *_DECODER, "mixture."),
-    CALIBRATION: _DECODER,
+    REFINEMENT: (*_ENCODER, "mean_head.", *_DECODER),
 }
 # Phases without the tables, in which each pair is shown biases without its own rating
-_LEAVE_ONE_OUT = (BIAS, ELBO, CALIBRATION)
+_LEAVE_ONE_OUT = (BIAS, ELBO, REFINEMENT)
+# Phases that have clusters
+_CLUSTERED = (ELBO, REFINEMENT)
 
-# The users' cluster probabilities, which the ELBO phase needs when it is resumed.
-_TARGET_FILE = "cluster_target.safetensors"
+# What the ELBO phase needs when it is resumed: the users' cluster probabilities and, if any, the teacher's logits
+_TARGETS_FILE = "targets.safetensors"
 
 
 class RatingDataset(Dataset):
@@ -68,6 +74,8 @@ class RatingDataset(Dataset):
                 f"Expected one user, item and rating for each record, but got {len(user_id)}, {len(item_id)} and "
                 f"{len(rating)}."
             )
+        if not rating.isfinite().all():
+            raise ValueError(f"Expected finite ratings, but got {rating[~rating.isfinite()][0].item()}.")
         self.columns = {"user_id": user_id.long(), "item_id": item_id.long(), "rating": rating.float()}
 
     @classmethod
@@ -78,6 +86,12 @@ class RatingDataset(Dataset):
             torch.tensor([processor.item_index(item) for item in records["item"]]),
             torch.tensor(list(records["rating"])),
         )
+
+    def with_column(self, name: str, column: torch.Tensor) -> RatingDataset:
+        """A data set that has one more column, `(num_records, ...)`; this one is left alone."""
+        dataset = copy.copy(self)
+        dataset.columns = {**self.columns, name: column}
+        return dataset
 
     def __len__(self) -> int:
         return len(self.columns["rating"])
@@ -108,11 +122,11 @@ class RatingTrainingArguments(TrainingArguments):
         default=6, metadata={"help": "Epochs of the bias phase, in which the tables hold biases and are not trained."}
     )
     bias_learning_rate: float = field(default=5e-4, metadata={"help": "Learning rate of the bias phase."})
-    calibration_epochs: int = field(
+    refinement_epochs: int = field(
         default=8,
-        metadata={"help": "Epochs of the last phase, which fits the rating decoder to the latents' means. 0: none."},
+        metadata={"help": "Epochs of the last phase, which trains at the latents' means, as they are used. 0: none."},
     )
-    calibration_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the last phase."})
+    refinement_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the last phase."})
     num_train_epochs: float = field(
         default=12,
         metadata={"help": "Most epochs of the ELBO phase, after the autoencoder phase. Paper: 30."},
@@ -130,13 +144,20 @@ class RatingTrainingArguments(TrainingArguments):
     cluster_weight: float = field(
         default=1.0,
         metadata={
-            "help": "Weight, in the ELBO phase, of the cross-entropy that keeps the pairs of a user in the user's "
+            "help": "Weight, from the ELBO phase on, of the cross-entropy that keeps the pairs of a user in the user's "
             "cluster. 0 is the paper's loss, whose clusters follow the rating rather than the user."
         },
     )
     beta: float | None = field(
         default=None,
         metadata={"help": "Weight of the KL term (eq. 12); the model config's, 0.01, if not given."},
+    )
+    choose_num_clusters: bool = field(
+        default=False,
+        metadata={
+            "help": "Choose the number of clusters, 2 to 8, by the mean silhouette of the users after the autoencoder "
+            "phase, in place of the model config's."
+        },
     )
     kl_warmup_epochs: float = field(
         default=3.0, metadata={"help": "Epochs over which the weight of the KL term rises from 0 to `beta`."}
@@ -183,8 +204,12 @@ class RatingTrainer(Trainer):
        rating, the tables fixed. It is as good as a bias model and hardly overfits;
     2. autoencoder: everything learns who likes what. Where that does not help on validation, as on sparse ratings, the
        result of the first phase goes on;
-    3. mixture initialisation, then the negative ELBO with a rising weight of the KL term, the tables fixed;
-    4. calibration: the decoder alone, at z = mu, as it is used.
+    3. clusters of users, the mixture initialised from them, then the negative ELBO with a rising weight of the KL term,
+       the tables fixed;
+    4. refinement: the same at z = mu, as the model is used, and without the KL term.
+
+    Where the tables hold biases alone, a pair's own rating can only be learned by heart from the third phase on: the
+    target is then the distribution that the second phase predicts, calibrated by [`calibrate_decoder`].
 
     Args:
         model ([`GaVaMoERatingModel`]): The model.
@@ -192,6 +217,10 @@ class RatingTrainer(Trainer):
         train_dataset ([`RatingDataset`]): Ratings to learn from.
         eval_dataset ([`RatingDataset`]): Ratings that choose the epoch.
         kwargs: everything else that [`~transformers.Trainer`] takes.
+
+    Raises:
+        `TypeError`: for data that is not a [`RatingDataset`].
+        `ValueError`: for ratings from which nothing can be learned, or too few users for the clusters.
     """
 
     def __init__(
@@ -208,6 +237,7 @@ class RatingTrainer(Trainer):
                     f"Expected `{name}` as a RatingDataset, but got {type(dataset).__name__}. Did you mean "
                     "RatingDataset.from_records(records, processor)?"
                 )
+        _check_ratings(model, train_dataset, eval_dataset, args)
         self.phase = BIAS
         self.beta = model.config.beta if args.beta is None else args.beta
         self._cluster_target = torch.empty(0)
@@ -230,7 +260,7 @@ class RatingTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: bool | None = None, **kwargs: Any) -> Any:
         """
-        Runs both phases.
+        Runs all phases.
 
         Args:
             resume_from_checkpoint (`bool`, *optional*):
@@ -242,28 +272,37 @@ class RatingTrainer(Trainer):
         """
         last = last_complete_checkpoint(self._root / ELBO) if resume_from_checkpoint else None
         self._log_history: list[dict[str, Any]] = []  # of all phases; the state has that of one
-        columns = self.train_dataset.columns
-        ratings = columns["user_id"], columns["item_id"], columns["rating"]
+        train_dataset = self.train_dataset
         trainable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        # Before the first phase, since the item biases are of the ratings alone
-        columns["offset"] = leave_one_out_offsets(self.model, *ratings)
-        if last is not None:
-            self._cluster_target = load_file(self._root / _TARGET_FILE)["cluster_target"].to(self.args.device)
-        else:
-            self._train_autoencoder(**kwargs)
-            self._initialize_mixture()
-            save_file({"cluster_target": self._cluster_target.cpu()}, self._root / _TARGET_FILE)
-        self._start(ELBO, self._base_args.elbo_learning_rate)
-        output = super().train(resume_from_checkpoint=last, **kwargs)
-        self._log_history += self.state.log_history
-        if self._base_args.calibration_epochs > 0:
-            self._train_shortly(CALIBRATION, self._base_args.calibration_learning_rate, **kwargs)
+        try:
+            # Before the first phase, since the item biases are of the ratings alone
+            offset = leave_one_out_offsets(self.model, *self._ratings)
+            self.train_dataset = train_dataset.with_column("offset", offset)
+            if last is not None:
+                targets = load_file(self._root / _TARGETS_FILE)
+                if self._base_args.choose_num_clusters:
+                    self.model.resize_mixture(targets["cluster_target"].shape[1])
+            else:
+                targets = self._prepare_targets(self._train_autoencoder(**kwargs))
+                save_file(targets, self._root / _TARGETS_FILE)
+            self._use_targets(targets)
+            self._start(ELBO, self._base_args.elbo_learning_rate)
+            output = super().train(resume_from_checkpoint=last, **kwargs)
+            self._log_history += self.state.log_history
+            if self._base_args.refinement_epochs > 0:
+                self._train_shortly(REFINEMENT, self._base_args.refinement_learning_rate, **kwargs)
+        finally:
+            self.train_dataset = train_dataset
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(name in trainable)
         self._repair_clusters()
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name in trainable)
-        del columns["offset"]
         self.state.log_history = self._log_history
         return output
+
+    @property
+    def _ratings(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        columns = self.train_dataset.columns
+        return columns["user_id"], columns["item_id"], columns["rating"]
 
     def _train_shortly(self, phase: str, learning_rate: float, **kwargs: Any) -> float:
         """Runs a phase that leaves no checkpoints, and returns the validation loss of its best epoch."""
@@ -273,11 +312,15 @@ class RatingTrainer(Trainer):
         shutil.rmtree(self.args.output_dir, ignore_errors=True)
         return self.state.best_metric
 
-    def _train_autoencoder(self, **kwargs: Any) -> None:
-        """Runs the bias phase, and from there the autoencoder phase at each learning rate; the best result is kept."""
-        columns = self.train_dataset.columns
-        initialize_decoder_bias(self.model, columns["rating"])
-        initialize_tables(self.model, columns["user_id"], columns["item_id"], columns["rating"])
+    def _train_autoencoder(self, **kwargs: Any) -> bool:
+        """
+        Runs the bias phase, and from there the autoencoder phase at each learning rate; the best result is kept.
+
+        Returns:
+            `bool`: whether that is the bias phase's.
+        """
+        initialize_decoder_bias(self.model, self._ratings[2])
+        initialize_tables(self.model, *self._ratings)
         best_loss = self._train_shortly(BIAS, self._base_args.bias_learning_rate, **kwargs)
         logger.info("Stage 1, biases alone: validation loss %.4f", best_loss)
         start = copy.deepcopy(self.model.state_dict())
@@ -294,11 +337,37 @@ class RatingTrainer(Trainer):
                 f"{self._base_args.autoencoder_learning_rates} gave one. Lower `bias_learning_rate`."
             )
         self.model.load_state_dict(best_state)
+        return best_state is start
+
+    def _prepare_targets(self, is_bias_model: bool) -> dict[str, torch.Tensor]:
+        """What the ELBO phase learns from; the mixture is set, and the users' clusters written into their table."""
+        targets = {}
+        if is_bias_model:
+            pairs = self.train_dataset.columns
+            logits = leave_one_out_logits(self.model, pairs["user_id"], pairs["item_id"], pairs["offset"])
+            held_out = self.eval_dataset.columns
+            targets["teacher_logits"] = calibrate_decoder(
+                self.model, logits, pairs["rating"], held_out["user_id"], held_out["item_id"], held_out["rating"]
+            )
+        if self._base_args.choose_num_clusters:
+            chosen, silhouettes = choose_num_clusters(self.model, self._ratings[0], seed=self.args.seed)
+            self.model.resize_mixture(chosen)
+            shown = ", ".join(f"{number}: {value:.3f}" for number, value in silhouettes.items())
+            logger.info("Chose %d clusters, whose mean silhouette is the largest (%s)", chosen, shown)
+        targets["cluster_target"] = self._initialize_mixture()
+        if self._base_args.cluster_weight > 0:
+            write_cluster_code(self.model, targets["cluster_target"])
+        return targets
+
+    def _use_targets(self, targets: dict[str, torch.Tensor]) -> None:
+        self._cluster_target = targets["cluster_target"].to(self.args.device)
+        if "teacher_logits" in targets:
+            self.train_dataset = self.train_dataset.with_column("teacher_logits", targets["teacher_logits"])
 
     def _phase_args(self, phase: str, learning_rate: float | None = None) -> RatingTrainingArguments:
         phase_args = copy.copy(self._base_args)
         phase_args.output_dir = str(self._root / phase)
-        epochs = {BIAS: "bias_epochs", AUTOENCODER: "autoencoder_epochs", CALIBRATION: "calibration_epochs"}
+        epochs = {BIAS: "bias_epochs", AUTOENCODER: "autoencoder_epochs", REFINEMENT: "refinement_epochs"}
         if phase in epochs:
             phase_args.num_train_epochs = getattr(self._base_args, epochs[phase])
         if learning_rate is not None:
@@ -316,17 +385,14 @@ class RatingTrainer(Trainer):
                 callback.early_stopping_patience_counter = 0
         logger.info("Stage 1, %s phase: %g epochs at most", phase, self.args.num_train_epochs)
 
-    def _initialize_mixture(self) -> None:
-        columns = self.train_dataset.columns
-        responsibilities = initialize_mixture(self.model, columns["user_id"], columns["item_id"], seed=self.args.seed)
-        self._cluster_target = responsibilities.to(self.args.device)
+    def _initialize_mixture(self) -> torch.Tensor:
+        return initialize_mixture(self.model, *self._ratings[:2], seed=self.args.seed)
 
     def _repair_clusters(self) -> None:
         """Refits the mixture where a cluster ended up (nearly) empty, and fails if that does not help."""
         if self.model.config.num_clusters == 1:
             return
-        columns = self.train_dataset.columns
-        shares = cluster_shares(self.model, columns["user_id"], columns["item_id"])
+        shares = cluster_shares(self.model, *self._ratings[:2])
         if shares.min() >= self.args.min_cluster_share:
             return
         logger.warning(
@@ -335,7 +401,7 @@ class RatingTrainer(Trainer):
             self.args.min_cluster_share,
         )
         self._initialize_mixture()
-        shares = cluster_shares(self.model, columns["user_id"], columns["item_id"])
+        shares = cluster_shares(self.model, *self._ratings[:2])
         if shares.min() == 0:
             raise RuntimeError(
                 f"Expected pairs in each of {len(shares)} clusters, but the shares are {_rounded(shares)}. Lower "
@@ -349,20 +415,27 @@ class RatingTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
+        inputs = dict(inputs)
+        offset, teacher_logits = inputs.pop("offset", None), inputs.pop("teacher_logits", None)
+        if offset is not None and self.phase in _LEAVE_ONE_OUT:
+            rating_model = self.accelerator.unwrap_model(model)
+            inputs["pair_embeddings"] = leave_one_out_embeddings(
+                rating_model, inputs["user_id"], inputs["item_id"], offset
+            )
+        if self.phase in _CLUSTERED and self._base_args.cluster_weight > 0:
+            inputs["cluster_target"] = self._cluster_target[inputs["user_id"]]
+        if self.phase == REFINEMENT and teacher_logits is not None:
+            # Noise is for what can be learned by heart
+            inputs["dropout"] = 0.0
         is_elbo = self.phase == ELBO
         beta = self.beta if is_elbo else 0.0
         if is_elbo and model.training and self._base_args.kl_warmup_epochs > 0:
             beta *= min(1.0, (self.state.epoch or 0.0) / self._base_args.kl_warmup_epochs)
-        target = self._cluster_target[inputs["user_id"]] if is_elbo and self._base_args.cluster_weight > 0 else None
-        offset = inputs.pop("offset", None)
-        if offset is not None and self.phase in _LEAVE_ONE_OUT:
-            rating_model = self.accelerator.unwrap_model(model)
-            embeddings = rating_model.embed(inputs["user_id"], inputs["item_id"])
-            first_column = F.one_hot(torch.zeros_like(inputs["user_id"]), embeddings.shape[-1])  # [B, E]
-            inputs["pair_embeddings"] = embeddings + offset[..., None] * first_column[:, None]
-        outputs = model(**inputs, beta=beta, sample_latent=is_elbo and model.training, cluster_target=target)
+        outputs = model(**inputs, beta=beta, sample_latent=is_elbo and model.training)
         loss = outputs.loss
-        if target is not None:
+        if teacher_logits is not None and self.phase in _CLUSTERED:
+            loss = loss - outputs.reconstruction_loss + distillation_loss(outputs.rating_logits, teacher_logits)
+        if outputs.cluster_loss is not None:
             loss = loss + self._base_args.cluster_weight * outputs.cluster_loss
         if model.training:
             for name in ("reconstruction_loss", "kl_loss", "cluster_loss"):
@@ -410,6 +483,33 @@ def _rating_metrics(prediction: EvalPrediction) -> dict[str, float]:
         "kl_loss": float(kl.mean()),
     }
     return metrics | {f"cluster_share_{cluster}": float(share) for cluster, share in enumerate(shares)}
+
+
+def _check_ratings(
+    model: GaVaMoERatingModel, train: RatingDataset, validation: RatingDataset, args: RatingTrainingArguments
+) -> None:
+    """Refuses what cannot be trained on, before any work."""
+    num_clusters = model.config.num_clusters
+    for name, dataset in (("train_dataset", train), ("eval_dataset", validation)):
+        if len(dataset) == 0:
+            raise ValueError(f"Expected ratings in `{name}`, but it is empty.")
+        model.check_ids(dataset.columns["user_id"], dataset.columns["item_id"])
+    ratings, users = train.columns["rating"], train.columns["user_id"].unique()
+    if ratings.min() == ratings.max():
+        raise ValueError(
+            f"Expected training ratings that differ, but all {len(ratings)} are {ratings[0].item():g}: there is no "
+            "preference to learn from. Use all ratings of a data set rather than its positive ones."
+        )
+    if len(users) < num_clusters:
+        raise ValueError(
+            f"Expected at least as many users as clusters, but got {len(users)} users with training ratings for "
+            f"{num_clusters} clusters. Lower `num_clusters`."
+        )
+    if args.cluster_weight > 0 and num_clusters >= model.config.vae_embedding_size:
+        raise ValueError(
+            "Expected more columns in the tables than clusters, but got `vae_embedding_size` "
+            f"{model.config.vae_embedding_size} for {num_clusters} clusters. Raise it, or lower `num_clusters`."
+        )
 
 
 def _rounded(shares: np.ndarray) -> list[float]:
