@@ -180,7 +180,7 @@ def test_quickstart_prints_scores_of_the_run(checkpoint, tmp_path, monkeypatch, 
     arguments = quickstart.TrlParser(classes).parse_args_and_config(
         [*quickstart.OPTIONS, "--output_dir", str(tmp_path), "--num_clusters", "4"]
     )
-    assert arguments[0].dataset == "synthetic" and arguments[1].num_clusters == 4
+    assert arguments[0].dataset == "synthetic" and arguments[1].num_clusters == "4"
     quickstart.main(*arguments)
     output = capsys.readouterr().out
     assert re.search(r"rating RMSE, stars +0\.500\n.*adjusted Rand index +0\.875\n", output)
