@@ -13,7 +13,7 @@ FROM_SCRATCH = {
     "shared_expert_intermediate_size": 512,
     "learning_rate": 1e-3,
     # At the high learning rate of the texts, ratings would be learned by heart after all
-    "rating_learning_rate_scale": 0.01,
+    "rating_learning_rate_scale": 0.001,
     "num_train_epochs": 5,
     "per_device_train_batch_size": 16,
     "weight_decay": 0.1,
