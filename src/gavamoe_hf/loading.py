@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
 from .modeling_gavamoe import GaVaMoEForCausalLM
 from .processing_gavamoe import GaVaMoEProcessor
+from .upcycling_gavamoe import check_safetensors
 
 _NEEDED_FILES = ("config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json")
 
@@ -54,7 +54,7 @@ def check_checkpoint(folder: Path) -> None:
         shards = ["model.safetensors"]
     for shard in shards:
         _require_file(folder / shard)
-        _check_safetensors(folder / shard)
+        check_safetensors(folder / shard)
 
 
 def _require_file(path: Path) -> None:
@@ -70,21 +70,3 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: truncated? ({error}) Save it again.") from error
-
-
-def _check_safetensors(path: Path) -> None:
-    """Compares the file's size with what its header announces, without reading the weights."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        header = file.read(length) if 0 < length <= size - 8 else b""
-    try:
-        tensors = json.loads(header)
-        end = max(entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} has no readable header: truncated? Save or download it again.") from error
-    if size != 8 + length + end:
-        raise ValueError(
-            f"{path} is truncated: expected {8 + length + end} bytes, but found {size}. Save or download it again."
-        )
