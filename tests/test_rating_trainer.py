@@ -19,6 +19,7 @@ from gavamoe_hf.training.initialization import (
     initialize_tables,
     leave_one_out_offsets,
     predict_pairs,
+    user_profiles,
 )
 from gavamoe_hf.training.rating_trainer import RatingDataset, RatingTrainer, RatingTrainingArguments
 
@@ -260,7 +261,7 @@ def _model_of_groups(sizes, spread=0.01):
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_number_of_clusters_is_that_of_well_separated_groups(count):
     model, users, _ = _model_of_groups([10] * count)
-    chosen, silhouettes = choose_num_clusters(model, users)
+    chosen, silhouettes = choose_num_clusters(user_profiles(model, users))
     assert chosen == count
     assert set(silhouettes) == set(range(2, 9))
     assert max(silhouettes.values()) == silhouettes[count] > 0.8
@@ -268,10 +269,10 @@ def test_number_of_clusters_is_that_of_well_separated_groups(count):
 
 def test_number_of_clusters_is_below_the_number_of_users():
     model, users, _ = _model_of_groups([2, 2])
-    chosen, silhouettes = choose_num_clusters(model, users)
+    chosen, silhouettes = choose_num_clusters(user_profiles(model, users))
     assert chosen == 2 and set(silhouettes) == {2, 3}
     with pytest.raises(ValueError, match=r"at least three users that differ.*got 2 of 2. Set `num_clusters`"):
-        choose_num_clusters(model, users[:2])
+        choose_num_clusters(user_profiles(model, users[:2]))
 
 
 def test_number_of_clusters_as_an_option():

@@ -147,7 +147,12 @@ def _deviations(
 
 @torch.no_grad()
 def initialize_mixture(
-    model: GaVaMoERatingModel, user_id: torch.Tensor, item_id: torch.Tensor, seed: int = 0, num_init: int = 5
+    model: GaVaMoERatingModel,
+    user_id: torch.Tensor,
+    item_id: torch.Tensor,
+    seed: int = 0,
+    num_init: int = 5,
+    profiles: np.ndarray | None = None,
 ) -> torch.Tensor:
     """
     Finds clusters of users and initialises the mixture from them.
@@ -164,6 +169,7 @@ def initialize_mixture(
         item_id (`torch.LongTensor` of shape `(num_pairs,)`): Items of the training pairs.
         seed (`int`, *optional*, defaults to 0): Seed of the fit.
         num_init (`int`, *optional*, defaults to 5): Starts, of which the tightest clustering is taken.
+        profiles (`np.ndarray`, *optional*): From [`user_profiles`], of `user_id.unique()`; computed if not given.
 
     Returns:
         `torch.Tensor` of shape `(num_users, num_clusters)`: the cluster of each user, as probabilities; uniform for a
@@ -173,7 +179,9 @@ def initialize_mixture(
         `ValueError`: where the users differ in fewer ways than there are clusters.
     """
     num_clusters, device = model.config.num_clusters, model.population_user.device
-    responsibilities = _cluster_users(model, user_id.unique(), seed, num_init)
+    users = user_id.unique()
+    profiles = user_profiles(model, users, seed) if profiles is None else profiles
+    responsibilities = _cluster_users(model, users, profiles, seed, num_init)
     latent = predict_pairs(model, user_id, item_id).latent_mean
     component = responsibilities.argmax(dim=-1)[user_id]  # of each pair
     weights = torch.empty(num_clusters)
@@ -209,17 +217,14 @@ def write_cluster_code(model: GaVaMoERatingModel, responsibilities: torch.Tensor
     table[:, 1 : 1 + code.shape[1]] += code.to(table)
 
 
-def choose_num_clusters(
-    model: GaVaMoERatingModel, user_id: torch.Tensor, seed: int = 0, num_init: int = 5
-) -> tuple[int, dict[int, float]]:
+def choose_num_clusters(profiles: np.ndarray, seed: int = 0, num_init: int = 5) -> tuple[int, dict[int, float]]:
     """
     The number of clusters of users, 2 to 8, whose k-means clustering has the largest mean silhouette (Rousseeuw, 1987):
     how much closer users are to their own cluster than to the next, by what they would rate a sample of items.
 
     Args:
-        model ([`GaVaMoERatingModel`]): Model after the autoencoder phase.
-        user_id (`torch.LongTensor` of shape `(num_pairs,)`): Users of the training pairs.
-        seed (`int`, *optional*, defaults to 0): Seed of the items, the fits and, of many users, the sample.
+        profiles (`np.ndarray` of shape `(num_users, num_components)`): From [`user_profiles`].
+        seed (`int`, *optional*, defaults to 0): Seed of the fits and, of many users, the sample.
         num_init (`int`, *optional*, defaults to 5): Starts of each fit.
 
     Returns:
@@ -228,33 +233,31 @@ def choose_num_clusters(
     Raises:
         `ValueError`: where fewer than three users differ in what they would rate.
     """
-    users = user_id.unique()
-    profiles = _profiles(model, users, seed)
-    distinct = len(np.unique(profiles.round(_PROFILE_DECIMALS), axis=0))
+    distinct = _num_distinct(profiles)
     if distinct < 3:
         raise ValueError(
             f"Expected at least three users that differ in what they would rate, to choose a number of clusters, but "
-            f"got {distinct} of {len(users)}. Set `num_clusters` to a number."
+            f"got {distinct} of {len(profiles)}. Set `num_clusters` to a number."
         )
+    sample_size = min(len(profiles), _SILHOUETTE_USERS)
     silhouettes = {}
     for num_clusters in range(2, min(MAX_CHOSEN_CLUSTERS, distinct - 1) + 1):
         labels = KMeans(num_clusters, n_init=num_init, random_state=seed).fit_predict(profiles)
-        sample_size = min(len(users), _SILHOUETTE_USERS)
         score = silhouette_score(profiles, labels, sample_size=sample_size, random_state=seed)
         silhouettes[num_clusters] = float(score)
     return max(silhouettes, key=silhouettes.__getitem__), silhouettes
 
 
-def _cluster_users(model: GaVaMoERatingModel, users: torch.Tensor, seed: int, num_init: int) -> torch.Tensor:
-    num_clusters = model.config.num_clusters
-    profiles = _profiles(model, users, seed)
-    # Not a mixture, which gives the few users far from a crowded middle a component of their own
-    distinct = len(np.unique(profiles.round(_PROFILE_DECIMALS), axis=0))
+def _cluster_users(
+    model: GaVaMoERatingModel, users: torch.Tensor, profiles: np.ndarray, seed: int, num_init: int
+) -> torch.Tensor:
+    num_clusters, distinct = model.config.num_clusters, _num_distinct(profiles)
     if distinct < num_clusters:
         raise ValueError(
             f"Expected users that differ in what they would rate in at least {num_clusters} ways, one for each "
             f"cluster, but got {distinct} of {len(users)} users. Lower `num_clusters` to {distinct}."
         )
+    # Not a mixture, which gives the few users far from a crowded middle a component of their own
     labels = KMeans(num_clusters, n_init=num_init, random_state=seed).fit_predict(profiles)
     probabilities = F.one_hot(torch.from_numpy(labels).long(), num_clusters).float()
     responsibilities = torch.full((model.config.num_users, num_clusters), 1 / num_clusters)
@@ -262,8 +265,24 @@ def _cluster_users(model: GaVaMoERatingModel, users: torch.Tensor, seed: int, nu
     return responsibilities
 
 
-def _profiles(model: GaVaMoERatingModel, users: torch.Tensor, seed: int) -> np.ndarray:
-    """Principal components of what the users would rate a sample of items, `(num_users, components)`."""
+def _num_distinct(profiles: np.ndarray) -> int:
+    return len(np.unique(profiles.round(_PROFILE_DECIMALS), axis=0))
+
+
+@torch.no_grad()
+def user_profiles(model: GaVaMoERatingModel, users: torch.Tensor, seed: int = 0) -> np.ndarray:
+    """
+    Principal components of what users would rate a sample of items, by which they are compared. It takes a prediction
+    for each user and item of the sample, more than an epoch of sparse ratings.
+
+    Args:
+        model ([`GaVaMoERatingModel`]): Model after the autoencoder phase.
+        users (`torch.LongTensor` of shape `(num_users,)`): The users.
+        seed (`int`, *optional*, defaults to 0): Seed of the sample.
+
+    Returns:
+        `np.ndarray` of shape `(num_users, num_components)`
+    """
     items = torch.randperm(model.config.num_items, generator=torch.Generator().manual_seed(seed))[:_PROFILE_ITEMS]
     device = model.population_user.device
     rows = []

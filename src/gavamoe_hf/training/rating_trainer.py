@@ -31,6 +31,7 @@ from .initialization import (
     leave_one_out_embeddings,
     leave_one_out_logits,
     leave_one_out_offsets,
+    user_profiles,
     write_cluster_code,
 )
 from .resume import last_complete_checkpoint
@@ -349,12 +350,13 @@ class RatingTrainer(Trainer):
             targets["teacher_logits"] = calibrate_decoder(
                 self.model, logits, pairs["rating"], held_out["user_id"], held_out["item_id"], held_out["rating"]
             )
+        profiles = user_profiles(self.model, self._ratings[0].unique(), self.args.seed)
         if self._base_args.choose_num_clusters:
-            chosen, silhouettes = choose_num_clusters(self.model, self._ratings[0], seed=self.args.seed)
+            chosen, silhouettes = choose_num_clusters(profiles, self.args.seed)
             self.model.resize_mixture(chosen)
             shown = ", ".join(f"{number}: {value:.3f}" for number, value in silhouettes.items())
             logger.info("Chose %d clusters, whose mean silhouette is the largest (%s)", chosen, shown)
-        targets["cluster_target"] = self._initialize_mixture()
+        targets["cluster_target"] = self._initialize_mixture(profiles)
         if self._base_args.cluster_weight > 0:
             write_cluster_code(self.model, targets["cluster_target"])
         return targets
@@ -385,8 +387,8 @@ class RatingTrainer(Trainer):
                 callback.early_stopping_patience_counter = 0
         logger.info("Stage 1, %s phase: %g epochs at most", phase, self.args.num_train_epochs)
 
-    def _initialize_mixture(self) -> torch.Tensor:
-        return initialize_mixture(self.model, *self._ratings[:2], seed=self.args.seed)
+    def _initialize_mixture(self, profiles: np.ndarray | None = None) -> torch.Tensor:
+        return initialize_mixture(self.model, *self._ratings[:2], seed=self.args.seed, profiles=profiles)
 
     def _repair_clusters(self) -> None:
         """Refits the mixture where a cluster ended up (nearly) empty, and fails if that does not help."""
@@ -433,7 +435,7 @@ class RatingTrainer(Trainer):
             beta *= min(1.0, (self.state.epoch or 0.0) / self._base_args.kl_warmup_epochs)
         outputs = model(**inputs, beta=beta, sample_latent=is_elbo and model.training)
         loss = outputs.loss
-        if teacher_logits is not None and self.phase in _CLUSTERED:
+        if teacher_logits is not None:
             loss = loss - outputs.reconstruction_loss + distillation_loss(outputs.rating_logits, teacher_logits)
         if outputs.cluster_loss is not None:
             loss = loss + self._base_args.cluster_weight * outputs.cluster_loss
