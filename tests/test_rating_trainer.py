@@ -226,10 +226,8 @@ def test_calibration_finds_the_scale_and_keeps_only_what_helps_on_held_out_ratin
         rating = 1 + 4 * torch.bernoulli((2 * logits[:, 0]).sigmoid(), generator=generator)
     half = torch.randperm(len(rating), generator=generator) < len(rating) // 2
     fitted = logits[half], rating[half]
-    held_out = users[~half], items[~half], rating[~half]
-
     before = model.reconstruction_loss(logits[~half], rating[~half]).mean()
-    returned = calibrate_decoder(model, *fitted, *held_out)
+    returned = calibrate_decoder(model, *fitted, logits[~half], rating[~half])
     now = predict_pairs(model, users, items).rating_logits
     after = model.reconstruction_loss(now[~half], rating[~half]).mean()
     assert after < before - 0.01
@@ -241,7 +239,7 @@ def test_calibration_finds_the_scale_and_keeps_only_what_helps_on_held_out_ratin
 
     # Fitted to ratings that the held-out ones contradict: nothing changes
     weight = model.decoder_output.weight.clone()
-    assert torch.equal(calibrate_decoder(model, now[half], 6 - rating[half], *held_out), now[half])
+    assert torch.equal(calibrate_decoder(model, now[half], 6 - rating[half], now[~half], rating[~half]), now[half])
     assert torch.equal(model.decoder_output.weight, weight)
 
 

@@ -7,7 +7,6 @@ import logging
 import torch
 import torch.nn.functional as F
 
-from ..evaluation.predict import predict_pairs
 from ..vae_gmm_gavamoe import GaVaMoERatingModel
 
 logger = logging.getLogger(__name__)
@@ -32,8 +31,7 @@ def calibrate_decoder(
     model: GaVaMoERatingModel,
     logits: torch.Tensor,
     rating: torch.Tensor,
-    held_out_user_id: torch.Tensor,
-    held_out_item_id: torch.Tensor,
+    held_out_logits: torch.Tensor,
     held_out_rating: torch.Tensor,
 ) -> torch.Tensor:
     """
@@ -45,7 +43,8 @@ def calibrate_decoder(
         model ([`GaVaMoERatingModel`]): The model; its `decoder_output` is changed.
         logits (`torch.Tensor` of shape `(num_pairs, num_levels)`): Its logits of the pairs that are fitted to.
         rating (`torch.Tensor` of shape `(num_pairs,)`): Their ratings.
-        held_out_user_id, held_out_item_id, held_out_rating (`torch.Tensor` of shape `(num_held_out,)`): Held-out pairs.
+        held_out_logits (`torch.Tensor` of shape `(num_held_out, num_levels)`): Its logits of held-out pairs.
+        held_out_rating (`torch.Tensor` of shape `(num_held_out,)`): Their ratings.
 
     Returns:
         `torch.Tensor` of shape `(num_pairs, num_levels)`: the pairs' logits as they are now.
@@ -63,7 +62,7 @@ def calibrate_decoder(
 
     optimizer.step(closure)
     with torch.no_grad():
-        held_out = predict_pairs(model, held_out_user_id, held_out_item_id).rating_logits.double()
+        held_out = held_out_logits.double()
         before = model.reconstruction_loss(held_out, held_out_rating).mean()
         after = model.reconstruction_loss(held_out * scale + bias, held_out_rating).mean()
         is_better = bool(after < before)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainingArguments
 
+from ..evaluation.predict import predict_pairs
 from ..processing_gavamoe import GaVaMoEProcessor
 from ..vae_gmm_gavamoe import GaVaMoERatingModel
 from .distillation import calibrate_decoder, distillation_loss
@@ -347,8 +348,9 @@ class RatingTrainer(Trainer):
             pairs = self.train_dataset.columns
             logits = leave_one_out_logits(self.model, pairs["user_id"], pairs["item_id"], pairs["offset"])
             held_out = self.eval_dataset.columns
+            held_out_logits = predict_pairs(self.model, held_out["user_id"], held_out["item_id"]).rating_logits
             targets["teacher_logits"] = calibrate_decoder(
-                self.model, logits, pairs["rating"], held_out["user_id"], held_out["item_id"], held_out["rating"]
+                self.model, logits, pairs["rating"], held_out_logits, held_out["rating"]
             )
         profiles = user_profiles(self.model, self._ratings[0].unique(), self.args.seed)
         if self._base_args.choose_num_clusters:
