@@ -9,7 +9,7 @@ from sklearn.metrics import adjusted_rand_score
 from gavamoe_hf import GaVaMoEConfig, GaVaMoERatingModel
 from gavamoe_hf.data import SyntheticConfig, generate_synthetic
 from gavamoe_hf.evaluation import baseline_scores, rating_errors
-from gavamoe_hf.training.building import ModelArguments, build_model, build_processor
+from gavamoe_hf.training.building import ModelArguments, build_model, build_processor, build_rating_model
 from gavamoe_hf.training.distillation import calibrate_decoder, distillation_loss
 from gavamoe_hf.training.initialization import (
     choose_num_clusters,
@@ -271,6 +271,19 @@ def test_number_of_clusters_is_below_the_number_of_users():
     assert chosen == 2 and set(silhouettes) == {2, 3}
     with pytest.raises(ValueError, match=r"at least three users that differ.*got 2 of 2. Set `num_clusters`"):
         choose_num_clusters(user_profiles(model, users[:2]))
+
+
+def test_number_is_chosen_where_there_are_fewer_users_than_the_most_clusters(tmp_path):
+    ratings = [(user, item, 5.0 if (user % 2) == (item % 2) else 1.0) for user in range(6) for item in range(12)]
+    model, _, _ = _train(tmp_path, ratings, 6, 12, num_clusters=8, choose_num_clusters=True, autoencoder_epochs=20)
+    assert 2 <= model.config.num_clusters <= 5
+
+
+def test_no_multi_gating_has_one_gate_whatever_the_number_of_clusters(planted):
+    arguments = ModelArguments(**TINY, vocab_size=400, num_clusters="auto", ablation="no_multi_gating")
+    processor = build_processor(planted.records["train"], arguments)
+    assert build_model(processor, arguments).config.num_clusters == 1
+    assert build_rating_model(processor, arguments).config.num_clusters == 1
 
 
 def test_number_of_clusters_as_an_option():

@@ -205,7 +205,7 @@ def build_model(
     Raises:
         `ValueError`: for a base that is not a Llama, or sizes that do not fit together.
     """
-    fields = {**_method_fields(processor, model_args, rating_levels), **_ablation_fields(model_args)}
+    fields = _method_fields(processor, model_args, rating_levels)
     tokenizer = processor.tokenizer
     if model_args.base_model is None:
         routed = model_args.num_experts * model_args.moe_intermediate_size
@@ -247,7 +247,7 @@ def build_rating_model(
     processor: GaVaMoEProcessor, model_args: ModelArguments, rating_levels: Sequence[float] = (1, 2, 3, 4, 5)
 ) -> GaVaMoERatingModel:
     """The rating model of [`build_model`] alone, for stage 1 without a language model; arguments likewise."""
-    fields = {**_method_fields(processor, model_args, rating_levels), **_ablation_fields(model_args)}
+    fields = _method_fields(processor, model_args, rating_levels)
     return GaVaMoERatingModel(GaVaMoEConfig(vocab_size=len(processor.tokenizer), **fields))
 
 
@@ -290,7 +290,7 @@ def _method_fields(
         "vae_id_dropout": model_args.vae_id_dropout,
         "latent_size": model_args.latent_size or (32 if is_small else 128),
         # Where stage 1 is to choose, as many gates as it may come to; those left over are dropped
-        "num_clusters": MAX_CHOSEN_CLUSTERS if model_args.chooses_num_clusters else int(model_args.num_clusters),
+        "num_clusters": MAX_CHOSEN_CLUSTERS if model_args.num_clusters == AUTO else int(model_args.num_clusters),
         "rating_likelihood": model_args.rating_likelihood,
         "rating_levels": [float(level) for level in rating_levels],
         "num_local_experts": model_args.num_experts,
@@ -300,6 +300,7 @@ def _method_fields(
         "user_token_id": processor.user_token_id,
         "item_token_id": processor.item_token_id,
         "stored_prompts": processor.stored_prompts(),
+        **_ablation_fields(model_args),
     }
 
 

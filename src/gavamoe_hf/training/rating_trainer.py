@@ -504,7 +504,8 @@ def _check_ratings(
             f"Expected training ratings that differ, but all {len(ratings)} are {ratings[0].item():g}: there is no "
             "preference to learn from. Use all ratings of a data set rather than its positive ones."
         )
-    if len(users) < num_clusters:
+    # Where the number is chosen, it is among those that there are users for
+    if len(users) < num_clusters and not args.choose_num_clusters:
         raise ValueError(
             f"Expected at least as many users as clusters, but got {len(users)} users with training ratings for "
             f"{num_clusters} clusters. Lower `num_clusters`."
