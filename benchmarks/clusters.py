@@ -9,21 +9,19 @@ planted one, trains once more with the planted one. Leaves `clusters.json` and `
 
 import argparse
 import logging
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from datasets import disable_progress_bars
 from sklearn.metrics import adjusted_rand_score
-from transformers import PrinterCallback, set_seed
-from transformers.utils.logging import disable_progress_bar
+from stage_one import be_quiet, train_stage_one
+from transformers import set_seed
 
 from gavamoe_hf.data import SyntheticConfig, SyntheticData, generate_synthetic
-from gavamoe_hf.evaluation import BiasBaseline, rating_errors
+from gavamoe_hf.evaluation import baseline_scores, rating_errors
 from gavamoe_hf.evaluation.predict import predict_pairs, write_json, write_text
 from gavamoe_hf.training.building import AUTO, ModelArguments, build_processor, build_rating_model
-from gavamoe_hf.training.rating_trainer import RatingDataset, RatingTrainer, RatingTrainingArguments
+from gavamoe_hf.training.rating_trainer import RatingDataset
 
 logger = logging.getLogger("clusters")
 
@@ -42,48 +40,26 @@ def run(data: SyntheticData, num_clusters: int | str, seed: int) -> dict[str, An
     arguments = ModelArguments(num_clusters=num_clusters)
     processor = build_processor(data.records["train"], arguments)
     model = build_rating_model(processor, arguments)
-    ratings = {split: RatingDataset.from_records(data.records[split], processor) for split in data.records}
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        args = RatingTrainingArguments(
-            folder,
-            seed=seed,
-            use_cpu=True,
-            disable_tqdm=True,
-            report_to=[],
-            choose_num_clusters=arguments.chooses_num_clusters,
-        )
-        trainer = RatingTrainer(model, args, ratings["train"], ratings["validation"])
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    columns = ratings["train"].columns
-    clusters = predict_pairs(model, columns["user_id"], columns["item_id"]).cluster_posterior.argmax(dim=-1)
+    choose = arguments.chooses_num_clusters
+    train_stage_one(model, processor, data.records, seed, choose_num_clusters=choose)
+    seconds = time.perf_counter() - start
+    train, test = (RatingDataset.from_records(data.records[split], processor).columns for split in ("train", "test"))
+    clusters = predict_pairs(model, train["user_id"], train["item_id"]).cluster_posterior.argmax(dim=-1)
     groups = [data.truth.user_group[user] for user in data.records["train"]["user"]]
-    test = ratings["test"].columns
     predicted = predict_pairs(model, test["user_id"], test["item_id"]).predicted_rating
     return {
         "num_clusters": model.config.num_clusters,
         "ari": float(adjusted_rand_score(groups, clusters.numpy())),
         "min_cluster_share": clusters.bincount(minlength=model.config.num_clusters).min().item() / len(clusters),
         "rmse": rating_errors(predicted.numpy(), test["rating"].numpy())["rating_rmse"],
-        "seconds": time.perf_counter() - start,
+        "seconds": seconds,
     }
-
-
-def bias_rmse(data: SyntheticData) -> float:
-    columns = {
-        split: [list(data.records[split][name]) for name in ("user", "item", "rating")] for split in data.records
-    }
-    baseline = BiasBaseline().fit(*columns["train"], validation=tuple(columns["validation"]))
-    return rating_errors(baseline.predict(*columns["test"][:2]), columns["test"][2])["rating_rmse"]
 
 
 def main() -> None:
     args = parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logger.setLevel(logging.INFO)
-    disable_progress_bars()
-    disable_progress_bar()
+    be_quiet(logger)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     rows = []
     for groups in args.groups:
@@ -92,7 +68,8 @@ def main() -> None:
             chosen = run(data, AUTO, seed)
             given = chosen if chosen["num_clusters"] == groups else run(data, groups, seed)
             rows.append({"groups": groups, "seed": seed, "chosen": chosen["num_clusters"], **given})
-            rows[-1]["bias_rmse"] = bias_rmse(data)
+            baselines = baseline_scores(*(data.records[split] for split in ("train", "validation", "test")))
+            rows[-1]["bias_rmse"] = baselines["baseline_bias_rmse"]
             logger.info("%s", {name: round(value, 3) for name, value in rows[-1].items()})
             write_json(args.output_dir / "clusters.json", rows)
             write_text(args.output_dir / "clusters.md", table(rows))

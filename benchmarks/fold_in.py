@@ -15,7 +15,6 @@ Leaves `fold_in.json` and `fold_in.md` in `output_dir`.
 import argparse
 import logging
 import statistics
-import tempfile
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -25,16 +24,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset, DatasetDict, disable_progress_bars
-from transformers import PrinterCallback, set_seed
-from transformers.utils.logging import disable_progress_bar
+from datasets import Dataset, DatasetDict
+from stage_one import be_quiet, train_stage_one
+from transformers import set_seed
 
 from gavamoe_hf import GaVaMoEForCausalLM, GaVaMoEProcessor
 from gavamoe_hf.data import SyntheticConfig, generate_synthetic, load_records
 from gavamoe_hf.evaluation import BiasBaseline
 from gavamoe_hf.evaluation.predict import write_json
 from gavamoe_hf.training.building import ModelArguments, build_model, build_processor
-from gavamoe_hf.training.rating_trainer import RatingDataset, RatingTrainer, RatingTrainingArguments
 
 logger = logging.getLogger("fold_in")
 
@@ -114,14 +112,7 @@ def train_rating_model(
     model_args = ModelArguments(**_LANGUAGE_MODEL)
     processor = build_processor(train, model_args)
     model = build_model(processor, model_args)
-    ratings = [RatingDataset.from_records(records, processor) for records in (train, validation)]
-    with tempfile.TemporaryDirectory() as folder:
-        training_args = RatingTrainingArguments(
-            output_dir=folder, seed=seed, use_cpu=True, disable_tqdm=True, report_to="none", **options
-        )
-        trainer = RatingTrainer(model.rating_model, training_args, *ratings)
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
+    train_stage_one(model.rating_model, processor, {"train": train, "validation": validation}, seed, **options)
     return model.eval(), processor
 
 
@@ -191,8 +182,7 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    disable_progress_bar()
-    disable_progress_bars()
+    be_quiet(logger)
     errors: dict[str, list[np.ndarray]] = defaultdict(list)
     seeds = {}
     for seed in args.seeds:
@@ -218,6 +208,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logger.setLevel(logging.INFO)
     main(parse_args())

@@ -10,18 +10,17 @@ reporting. Leaves `rating_accuracy.json` and `rating_accuracy.md` in `output_dir
 import argparse
 import logging
 import statistics
-import tempfile
 from pathlib import Path
 
-from datasets import DatasetDict, disable_progress_bars
-from transformers import PrinterCallback, set_seed
-from transformers.utils.logging import disable_progress_bar
+from datasets import DatasetDict
+from stage_one import be_quiet, train_stage_one
+from transformers import set_seed
 
 from gavamoe_hf.data import load_records
 from gavamoe_hf.evaluation import baseline_scores, rating_errors
 from gavamoe_hf.evaluation.predict import predict_pairs, write_json, write_text
 from gavamoe_hf.training.building import ModelArguments, build_processor, build_rating_model
-from gavamoe_hf.training.rating_trainer import RatingDataset, RatingTrainer, RatingTrainingArguments
+from gavamoe_hf.training.rating_trainer import RatingDataset
 
 logger = logging.getLogger("rating_accuracy")
 
@@ -43,23 +42,15 @@ def errors_of_run(records: DatasetDict, seed: int, split: str) -> dict[str, floa
     arguments = ModelArguments()
     processor = build_processor(records["train"], arguments)
     model = build_rating_model(processor, arguments)
-    ratings = {name: RatingDataset.from_records(records[name], processor) for name in records}
-    with tempfile.TemporaryDirectory() as folder:
-        args = RatingTrainingArguments(folder, seed=seed, use_cpu=True, disable_tqdm=True, report_to=[])
-        trainer = RatingTrainer(model, args, ratings["train"], ratings["validation"])
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    columns = ratings[split].columns
+    train_stage_one(model, processor, records, seed)
+    columns = RatingDataset.from_records(records[split], processor).columns
     predicted = predict_pairs(model, columns["user_id"], columns["item_id"]).predicted_rating
     return rating_errors(predicted.numpy(), columns["rating"].numpy())
 
 
 def main() -> None:
     args = parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logger.setLevel(logging.INFO)
-    disable_progress_bars()
-    disable_progress_bar()
+    be_quiet(logger)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     records = load_records(args.dataset)
     runs = []

@@ -158,8 +158,8 @@ class OnePhaseTrainer(RatingTrainer):
     """[`RatingTrainer`] that runs one phase by itself, with nothing before or after."""
 
     def train_phase(self, phase: str, cluster_target: torch.Tensor) -> None:
-        columns = self.train_dataset.columns
-        columns["offset"] = leave_one_out_offsets(self.model, *(columns[n] for n in ("user_id", "item_id", "rating")))
+        offset = leave_one_out_offsets(self.model, *self._ratings)
+        self.train_dataset = self.train_dataset.with_column("offset", offset)
         self._cluster_target = cluster_target
         self._start(phase, LEARNING_RATE)
         Trainer.train(self)
@@ -185,7 +185,7 @@ def run_phase(
             max_steps=args.max_steps,
             per_device_train_batch_size=args.batch_size,
         )
-        trainer = OnePhaseTrainer(model, training_args, RatingDataset(**ratings.columns), evaluated, callbacks=[turns])
+        trainer = OnePhaseTrainer(model, training_args, ratings, evaluated, callbacks=[turns])
         trainer.remove_callback(PrinterCallback)
         trainer.train_phase(phase, cluster_target)
     return trainer
