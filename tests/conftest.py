@@ -10,6 +10,7 @@ import torch
 from references import spread_clusters, tiny_model, train_tiny_tokenizer
 
 from gavamoe_hf import GaVaMoEForCausalLM, GaVaMoEProcessor
+from gavamoe_hf.data import SyntheticConfig, SyntheticData, generate_synthetic
 
 # The models here are so small that a second thread only costs.
 torch.set_num_threads(1)
@@ -29,6 +30,12 @@ def model() -> GaVaMoEForCausalLM:
 @pytest.fixture(scope="session")
 def tokenizer():
     return train_tiny_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def planted() -> SyntheticData:
+    """A few hundred records, for tests that train on them or read them."""
+    return generate_synthetic(SyntheticConfig(num_users=30, num_items=15, records_per_user=8))
 
 
 @pytest.fixture

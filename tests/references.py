@@ -25,6 +25,9 @@ class Blocker(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Blocker())
 """
 
+# Options of `ModelArguments` for a model from scratch that trains in seconds
+TINY_MODEL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, moe_intermediate_size=16, num_experts=4)
+
 
 def tiny_config(**overrides) -> GaVaMoEConfig:
     values = {

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from references import TINY_MODEL
 from sklearn.metrics import adjusted_rand_score
 
 from gavamoe_hf import GaVaMoEConfig, GaVaMoERatingModel
@@ -23,14 +24,8 @@ from gavamoe_hf.training.initialization import (
 )
 from gavamoe_hf.training.rating_trainer import RatingDataset, RatingTrainer, RatingTrainingArguments
 
-TINY = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, moe_intermediate_size=16, num_experts=4)
 HALF_STARS = [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0]
 TO_TEN = [float(level) for level in range(1, 11)]
-
-
-@pytest.fixture(scope="module")
-def planted():
-    return generate_synthetic(SyntheticConfig(num_users=30, num_items=15, records_per_user=8))
 
 
 def test_rating_dataset_hands_out_whole_batches():
@@ -131,7 +126,7 @@ def test_stage_one_chooses_the_planted_groups_beats_the_biases_and_resumes(tmp_p
     data = generate_synthetic(SyntheticConfig(seed=1))
     processor = build_processor(data.records["train"], ModelArguments(vocab_size=400))
     torch.manual_seed(1)
-    arguments = ModelArguments(**TINY, vocab_size=400, num_clusters="auto")
+    arguments = ModelArguments(**TINY_MODEL, vocab_size=400, num_clusters="auto")
     whole = build_model(processor, arguments)
     model = whole.rating_model
     assert whole.config.num_clusters == 8
@@ -167,7 +162,7 @@ def test_stage_one_chooses_the_planted_groups_beats_the_biases_and_resumes(tmp_p
 
 def test_kept_epoch_is_the_best_by_validation_loss(planted, tmp_path):
     processor = build_processor(planted.records["train"], ModelArguments(vocab_size=400))
-    model = build_model(processor, ModelArguments(**TINY, vocab_size=400)).rating_model
+    model = build_model(processor, ModelArguments(**TINY_MODEL, vocab_size=400)).rating_model
     ratings = {split: RatingDataset.from_records(planted.records[split], processor) for split in planted.records}
     args = RatingTrainingArguments(
         str(tmp_path),
@@ -280,7 +275,7 @@ def test_number_is_chosen_where_there_are_fewer_users_than_the_most_clusters(tmp
 
 
 def test_no_multi_gating_has_one_gate_whatever_the_number_of_clusters(planted):
-    arguments = ModelArguments(**TINY, vocab_size=400, num_clusters="auto", ablation="no_multi_gating")
+    arguments = ModelArguments(**TINY_MODEL, vocab_size=400, num_clusters="auto", ablation="no_multi_gating")
     processor = build_processor(planted.records["train"], arguments)
     assert build_model(processor, arguments).config.num_clusters == 1
     assert build_rating_model(processor, arguments).config.num_clusters == 1

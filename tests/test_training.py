@@ -12,25 +12,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from references import TINY_MODEL
 
-from gavamoe_hf.data import SyntheticConfig, generate_synthetic
 from gavamoe_hf.training.building import ModelArguments, build_model, build_processor
 from gavamoe_hf.training.sft_config import GaVaMoESFTConfig
 from gavamoe_hf.training.sft_trainer import GaVaMoESFTTrainer, tokenize_records
-
-TINY = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, moe_intermediate_size=16, num_experts=4)
-
-
-@pytest.fixture(scope="module")
-def planted():
-    return generate_synthetic(SyntheticConfig(num_users=30, num_items=15, records_per_user=8))
 
 
 @pytest.fixture
 def tiny(planted):
     """A processor and an untrained model whose rating model is free of noise, so that losses can be compared."""
     torch.manual_seed(0)
-    arguments = ModelArguments(**TINY, vae_dropout=0.0, vae_id_dropout=0.0, vocab_size=600)
+    arguments = ModelArguments(**TINY_MODEL, vae_dropout=0.0, vae_id_dropout=0.0, vocab_size=600)
     processor = build_processor(planted.records["train"], arguments)
     return processor, build_model(processor, arguments)
 
@@ -65,7 +58,7 @@ def make_trainer(tiny, planted, folder, **options):
 
 def test_models_from_scratch_start_by_repeating_what_they_attend_to(planted):
     processor = build_processor(planted.records["train"], ModelArguments(vocab_size=1000))
-    model = build_model(processor, ModelArguments(**TINY, vocab_size=1000))
+    model = build_model(processor, ModelArguments(**TINY_MODEL, vocab_size=1000))
     for layer in model.model.layers:
         assert torch.equal(layer.self_attn.o_proj.weight, layer.self_attn.v_proj.weight.T)
     features = {name for names in planted.records["train"]["feature"] for name in names}
@@ -253,7 +246,7 @@ def count(model, part=""):
 
 
 def test_ablations_keep_parameters_equal(planted):
-    arguments = ModelArguments(**TINY, vocab_size=400)
+    arguments = ModelArguments(**TINY_MODEL, vocab_size=400)
     processor = build_processor(planted.records["train"], arguments)
     models = {}
     for ablation in ("none", "no_multi_gating", "no_fine_grained_experts", "base"):
