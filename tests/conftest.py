@@ -7,10 +7,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
-from references import spread_clusters, tiny_model, train_tiny_tokenizer
+from references import TINY_MODEL, spread_clusters, tiny_model, train_tiny_tokenizer
 
 from gavamoe_hf import GaVaMoEForCausalLM, GaVaMoEProcessor
 from gavamoe_hf.data import SyntheticConfig, SyntheticData, generate_synthetic
+from gavamoe_hf.training.building import ModelArguments, build_model, build_processor
 
 # The models here are so small that a second thread only costs.
 torch.set_num_threads(1)
@@ -46,3 +47,12 @@ def processor(tokenizer) -> GaVaMoEProcessor:
         items=[f"I{number}" for number in range(9)],
         item_features=[["sound", "price"], ["strings"], *[[] for _ in range(7)]],
     )
+
+
+@pytest.fixture
+def tiny(planted):
+    """A processor and an untrained model whose rating model is free of noise, so that losses can be compared."""
+    torch.manual_seed(0)
+    arguments = ModelArguments(**TINY_MODEL, vae_dropout=0.0, vae_id_dropout=0.0, vocab_size=600)
+    processor = build_processor(planted.records["train"], arguments)
+    return processor, build_model(processor, arguments)

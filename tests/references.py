@@ -8,6 +8,8 @@ from torch import Tensor
 from gavamoe_hf import GaVaMoEConfig, GaVaMoEForCausalLM, GaVaMoEProcessor, GaVaMoERatingModel
 from gavamoe_hf.data import SyntheticConfig, generate_synthetic
 from gavamoe_hf.training.building import ModelArguments, build_model, build_processor
+from gavamoe_hf.training.sft_config import GaVaMoESFTConfig
+from gavamoe_hf.training.sft_trainer import GaVaMoESFTTrainer
 from gavamoe_hf.training.tokenizer import train_tokenizer
 
 PAD, BOS, EOS, USER, ITEM = range(5)
@@ -295,3 +297,29 @@ def naive_rating_loss(model: GaVaMoERatingModel, users, items, ratings, noise: T
         kl = naive_kl(model, naive_posterior(model, latent), mean, log_variance)
         total = total + reconstruction + model.config.beta * kl
     return total / len(users)
+
+
+def sft_arguments(folder, **options):
+    defaults = dict(
+        output_dir=str(folder),
+        use_cpu=True,
+        disable_tqdm=True,
+        per_device_train_batch_size=8,
+        num_train_epochs=1,
+        learning_rate=1e-3,
+        logging_steps=1,
+        feature_dropout=0.0,
+    )
+    return GaVaMoESFTConfig(**{**defaults, **options})
+
+
+def make_trainer(tiny, planted, folder, peft_config=None, **options):
+    processor, model = tiny
+    return GaVaMoESFTTrainer(
+        model,
+        sft_arguments(folder, **options),
+        train_dataset=planted.records["train"].select(range(32)),
+        eval_dataset=planted.records["validation"].select(range(10)),
+        processor=processor,
+        peft_config=peft_config,
+    )

@@ -9,6 +9,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from gavamoe_hf import GaVaMoEConfig, GaVaMoEForCausalLM
 from gavamoe_hf.cli import train
 from gavamoe_hf.presets import llama_3_1_8b, llama_3_1_8b_paper
+from gavamoe_hf.training.lora import EXPERT_PARAMETERS, lora_config
 from gavamoe_hf.upcycling_gavamoe import count_parameters
 
 RECIPES = Path(__file__).parents[1] / "examples" / "recipes"
@@ -121,7 +122,7 @@ def test_recipes_are_understood(parse, tmp_path):
     names = sorted(path.name for path in RECIPES.iterdir())
     assert names == ["llama-3.1-8b-paper.yaml", "llama-3.1-8b.yaml", "smollm2-135m.yaml"]
     for name in names:
-        _, model_args, _, _ = parse(RECIPES / name, "--base_model", "path/to/base")
+        _, model_args, *_ = parse(RECIPES / name, "--base_model", "path/to/base")
         assert model_args.base_model == "path/to/base"
     unknown = tmp_path / "recipe.yaml"
     unknown.write_text((RECIPES / names[0]).read_text() + "\nexpert_width: 3\n")
@@ -130,7 +131,7 @@ def test_recipes_are_understood(parse, tmp_path):
 
 
 def test_the_papers_recipe(parse):
-    _, model_args, rating_args, sft_args = parse(RECIPES / "llama-3.1-8b-paper.yaml")
+    _, model_args, rating_args, sft_args, lora_args = parse(RECIPES / "llama-3.1-8b-paper.yaml")
     config = llama_3_1_8b_paper(10, 20)
     assert int(model_args.num_clusters) == config.num_clusters
     for name in (
@@ -165,10 +166,14 @@ def test_the_papers_recipe(parse):
         "rating_cluster_weight": 0.0,
     }
     assert {name: getattr(rating_args, name) for name in expected} == expected
+    adapters = lora_config(lora_args, sft_args, config)
+    assert (adapters.r, adapters.lora_alpha, adapters.lora_dropout) == (8, 16, 0.1)
+    assert set(adapters.target_modules) == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert adapters.target_parameters is None and "mlp.experts" in adapters.modules_to_save
 
 
 def test_the_recommended_recipe(parse):
-    _, model_args, _, _ = parse(RECIPES / "llama-3.1-8b.yaml")
+    _, model_args, _, sft_args, lora_args = parse(RECIPES / "llama-3.1-8b.yaml")
     config = llama_3_1_8b(10, 20)
     assert model_args.expert_init == "residual"
     for name in ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "rating_likelihood"):
@@ -176,3 +181,5 @@ def test_the_recommended_recipe(parse):
     for base_size in ("vae_embedding_size", "latent_size"):
         assert getattr(model_args, base_size) is None
     assert (config.vae_embedding_size, config.latent_size) == (768, 128)
+    adapters = lora_config(lora_args, sft_args, config)
+    assert set(adapters.target_parameters) == set(EXPERT_PARAMETERS) and "mlp.gate" in adapters.modules_to_save

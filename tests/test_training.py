@@ -12,46 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from references import TINY_MODEL
+from references import TINY_MODEL, make_trainer, sft_arguments
 
 from gavamoe_hf.training.building import ModelArguments, build_model, build_processor
-from gavamoe_hf.training.sft_config import GaVaMoESFTConfig
 from gavamoe_hf.training.sft_trainer import GaVaMoESFTTrainer, tokenize_records
-
-
-@pytest.fixture
-def tiny(planted):
-    """A processor and an untrained model whose rating model is free of noise, so that losses can be compared."""
-    torch.manual_seed(0)
-    arguments = ModelArguments(**TINY_MODEL, vae_dropout=0.0, vae_id_dropout=0.0, vocab_size=600)
-    processor = build_processor(planted.records["train"], arguments)
-    return processor, build_model(processor, arguments)
-
-
-def sft_arguments(folder, **options):
-    defaults = dict(
-        output_dir=str(folder),
-        use_cpu=True,
-        disable_tqdm=True,
-        per_device_train_batch_size=8,
-        num_train_epochs=1,
-        learning_rate=1e-3,
-        logging_steps=1,
-        feature_dropout=0.0,
-    )
-    return GaVaMoESFTConfig(**{**defaults, **options})
-
-
-def make_trainer(tiny, planted, folder, **options):
-    processor, model = tiny
-    return GaVaMoESFTTrainer(
-        model,
-        sft_arguments(folder, **options),
-        train_dataset=planted.records["train"].select(range(32)),
-        eval_dataset=planted.records["validation"].select(range(10)),
-        processor=processor,
-    )
-
 
 # Models from scratch
 
@@ -260,6 +224,15 @@ def test_ablations_keep_parameters_equal(planted):
     assert count(models["no_fine_grained_experts"], ".experts.") == count(full, ".experts.")
     # 4 experts of 16 in each of 2 layers: 2 * 3 * 32 * 64 weights, dense or not
     assert count(models["base"], ".mlp.") == count(full, ".experts.") == 2 * 3 * 32 * 64
+
+
+def test_the_plain_llama_trains_without_experts(planted, tmp_path):
+    arguments = ModelArguments(**TINY_MODEL, vocab_size=400, ablation="base")
+    processor = build_processor(planted.records["train"], arguments)
+    trainer = make_trainer((processor, build_model(processor, arguments)), planted, tmp_path, max_steps=2)
+    trainer.train()
+    log = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    assert log["loss"] == pytest.approx(0.9 * log["nll"] + 0.1 * log["elbo"], rel=1e-5) and "aux_loss" not in log
 
 
 # Kill and resume

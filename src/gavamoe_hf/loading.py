@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
+
+from peft import PeftConfig, PeftModel
 
 from .modeling_gavamoe import GaVaMoEForCausalLM
 from .processing_gavamoe import GaVaMoEProcessor
 from .upcycling_gavamoe import check_safetensors
 
-_NEEDED_FILES = ("config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json")
+_PROCESSOR_FILES = ("processor_config.json", "tokenizer_config.json", "tokenizer.json")
+_NEEDED_FILES = ("config.json", *_PROCESSOR_FILES, "model.safetensors")
+_ADAPTER_FILES = ("adapter_config.json", *_PROCESSOR_FILES, "adapter_model.safetensors")
 
 
-def load_checkpoint(path_or_id: str, **kwargs) -> tuple[GaVaMoEForCausalLM, GaVaMoEProcessor]:
+def load_checkpoint(
+    path_or_id: str, base_model: str | os.PathLike | None = None, **kwargs
+) -> tuple[GaVaMoEForCausalLM, GaVaMoEProcessor]:
     """
-    Model (in evaluation mode) and processor of a checkpoint.
+    Model (in evaluation mode) and processor of a checkpoint, or of a folder with a LoRA adapter, which is merged.
 
     Args:
         path_or_id (`str`): A folder, or a Hub id.
+        base_model (`str` or `os.PathLike`, *optional*): The base of an adapter, see [`load_adapter`].
         kwargs: passed to `from_pretrained` of both (`revision`, `token`, ...).
 
     Raises:
         `FileNotFoundError`: for a folder that lacks a file, naming it; `ValueError`: for one with a truncated file.
     """
     folder = Path(path_or_id)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        check_checkpoint(folder, _ADAPTER_FILES)
+        return load_adapter(folder, base_model, **kwargs).eval(), GaVaMoEProcessor.from_pretrained(folder)
     if folder.is_dir():
         check_checkpoint(folder)
     elif folder.exists() or str(path_or_id).startswith(("/", ".", "~")):
@@ -33,15 +44,42 @@ def load_checkpoint(path_or_id: str, **kwargs) -> tuple[GaVaMoEForCausalLM, GaVa
     return model, GaVaMoEProcessor.from_pretrained(path_or_id, **kwargs)
 
 
-def check_checkpoint(folder: Path) -> None:
+def load_adapter(
+    adapter: str | os.PathLike, base_model: str | os.PathLike | None = None, **kwargs: Any
+) -> GaVaMoEForCausalLM:
+    """
+    The model that a LoRA adapter makes of its base, merged: it needs no PEFT any more.
+
+    Args:
+        adapter (`str` or `os.PathLike`): A folder with `adapter_config.json`, or a Hub id.
+        base_model (`str` or `os.PathLike`, *optional*):
+            The GaVaMoE that the adapter was trained on, in its own precision. Defaults to a folder `base_model` beside
+            the adapter, else to what the adapter names.
+        kwargs: passed to `from_pretrained` of the base (`dtype`, `token`, ...).
+
+    Raises:
+        `FileNotFoundError`: where there is no base.
+    """
+    if base_model is None:
+        beside = Path(adapter).parent / "base_model"
+        named = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
+        base_model = beside if beside.is_dir() else named
+    try:
+        model = GaVaMoEForCausalLM.from_pretrained(base_model, **kwargs)
+    except (OSError, TypeError) as error:
+        raise FileNotFoundError(
+            f"Expected the base model of the adapter {adapter} at {str(base_model)!r}, but it could not be loaded. "
+            f"Pass its folder as `base_model`. ({error})"
+        ) from error
+    return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+
+
+def check_checkpoint(folder: Path, needed: tuple[str, ...] = _NEEDED_FILES) -> None:
     """Raises where a checkpoint folder lacks a file or has a truncated one, naming it."""
-    for name in _NEEDED_FILES:
-        _require_file(folder / name)
+    for name in needed:
         if name.endswith(".json"):
-            try:
-                json.loads((folder / name).read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(f"{folder / name} is not valid JSON: truncated? ({error}) Save it again.") from error
+            _require_file(folder / name)
+            _read_json(folder / name)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
@@ -51,7 +89,7 @@ def check_checkpoint(folder: Path) -> None:
                 f"{index} is not an index of weights: no `weight_map`. Save or download it again."
             ) from error
     else:
-        shards = ["model.safetensors"]
+        shards = [name for name in needed if name.endswith(".safetensors")]
     for shard in shards:
         _require_file(folder / shard)
         check_safetensors(folder / shard)

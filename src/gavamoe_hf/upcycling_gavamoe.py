@@ -120,7 +120,7 @@ class GaVaMoEUpcyclingMixin:
             tensors, generation_config = base.named_parameters(), copy.deepcopy(base.generation_config)
             dtype = dtype or base.dtype
         sizes = {"num_users": num_users, "num_items": num_items, **config_kwargs}
-        config = _upcycled_config(cls.config_class, base_config, expert_init, vocab_size, sizes)
+        config = upcycled_config(cls.config_class, base_config, expert_init, vocab_size, sizes)
         with init.no_init_weights():
             model = cls._from_config(config, dtype=dtype)
         model.tie_weights()
@@ -211,9 +211,22 @@ def _checked(values: dict[str, Any]) -> LlamaConfig:
     return LlamaConfig.from_dict(values)
 
 
-def _upcycled_config(
+def upcycled_config(
     config_class: type, base: LlamaConfig, expert_init: str, vocab_size: int | None, values: dict[str, Any]
 ) -> Any:
+    """
+    The config of the GaVaMoE that [`~GaVaMoEForCausalLM.from_llama`] makes of a Llama with this config.
+
+    Args:
+        config_class (`type`): [`GaVaMoEConfig`].
+        base ([`~transformers.LlamaConfig`]): From [`read_llama_config`].
+        expert_init (`str`): What becomes of the feed-forward layers.
+        vocab_size (`int`, *optional*): Length of the tokenizer with the placeholder tokens.
+        values (`dict`): Fields of the config that a Llama does not have.
+
+    Raises:
+        `ValueError`: for sizes that do not fit the base.
+    """
     inherited = {name: value for name, value in base.to_dict().items() if name not in _NOT_INHERITED}
     inherited["vocab_size"] = max(vocab_size or 0, base.vocab_size)
     config = config_class(**{**inherited, **values})
@@ -368,4 +381,4 @@ def _read_tensors(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, file.get_tensor(name)
 
 
-__all__ = ["GaVaMoEUpcyclingMixin", "count_parameters", "read_llama_config"]
+__all__ = ["GaVaMoEUpcyclingMixin", "count_parameters", "read_llama_config", "upcycled_config"]

@@ -28,10 +28,13 @@ FROM_SCRATCH = {
 
 def run(argv: list[str]) -> None:
     """Trains both stages; the options are the fields of the argument classes, `--config FILE.yaml` sets them too."""
+    from ..training.dry_run import describe_run
+    from ..training.lora import LoraArguments
     from ..training.pipeline import DataArguments, ModelArguments, RatingArguments, run_training
     from ..training.sft_config import GaVaMoESFTConfig
 
-    parser = TrlParser((DataArguments, ModelArguments, RatingArguments, GaVaMoESFTConfig), prog="gavamoe train")
+    groups = (DataArguments, ModelArguments, RatingArguments, GaVaMoESFTConfig, LoraArguments)
+    parser = TrlParser(groups, prog="gavamoe train")
     if not _names_base_model(argv):
         parser.set_defaults_with_config(**FROM_SCRATCH)
     arguments = parser.parse_args_and_config(argv)
@@ -39,7 +42,12 @@ def run(argv: list[str]) -> None:
     transformers_logging.set_verbosity_warning()
     for noisy in ("httpx", "absl", "rouge_score", "datasets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    if arguments[0].dry_run:
+        print(describe_run(*arguments))
+        return
     metrics = run_training(*arguments)
+    if not metrics:
+        return
     width = max(map(len, metrics))
     for name, value in metrics.items():
         print(f"{name:{width}}  {value:.4f}")

@@ -20,7 +20,7 @@ from ..processing_gavamoe import (
     SYSTEM_PROMPT,
     GaVaMoEProcessor,
 )
-from ..upcycling_gavamoe import read_llama_config
+from ..upcycling_gavamoe import read_llama_config, upcycled_config
 from ..vae_gmm_gavamoe import GaVaMoERatingModel
 from .initialization import MAX_CHOSEN_CLUSTERS
 from .tokenizer import train_tokenizer
@@ -57,6 +57,14 @@ class ModelArguments:
             "the model starts equal to its base), partition (cut into the experts, equal only while all are active) "
             "or random (replaced, the paper's).",
             "choices": ["residual", "partition", "random"],
+        },
+    )
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Precision of a base model's weights; with LoRA the base's own, else float32. That of the rating "
+            "model is float32.",
+            "choices": ["auto", "float32", "bfloat16", "float16"],
         },
     )
     ablation: str = field(
@@ -192,7 +200,10 @@ def _prompt_phrases() -> list[str]:
 
 
 def build_model(
-    processor: GaVaMoEProcessor, model_args: ModelArguments, rating_levels: Sequence[float] = (1, 2, 3, 4, 5)
+    processor: GaVaMoEProcessor,
+    model_args: ModelArguments,
+    rating_levels: Sequence[float] = (1, 2, 3, 4, 5),
+    dtype: torch.dtype | None = None,
 ) -> GaVaMoEForCausalLM:
     """
     The model of a run, its rating model untrained.
@@ -201,46 +212,55 @@ def build_model(
         processor ([`GaVaMoEProcessor`]): From [`build_processor`].
         model_args ([`ModelArguments`]): Sizes, base model and ablation.
         rating_levels (`Sequence[float]`, *optional*): The values a rating can take.
+        dtype (`torch.dtype`, *optional*): Precision of a base model's weights; its own if not given.
 
     Raises:
         `ValueError`: for a base that is not a Llama, or sizes that do not fit together.
     """
-    fields = _method_fields(processor, model_args, rating_levels)
     tokenizer = processor.tokenizer
     if model_args.base_model is None:
-        routed = model_args.num_experts * model_args.moe_intermediate_size
-        width = routed + model_args.shared_expert_intermediate_size
-        config = GaVaMoEConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=model_args.hidden_size,
-            intermediate_size=width,
-            shared_expert_intermediate_size=model_args.shared_expert_intermediate_size,
-            num_hidden_layers=model_args.num_hidden_layers,
-            num_attention_heads=model_args.num_attention_heads,
-            attention_dropout=model_args.attention_dropout,
-            # Llama's 0.02 suits widths in the thousands; narrow layers would start with next to no signal
-            initializer_range=model_args.hidden_size**-0.5,
-            max_position_embeddings=1024,
-            tie_word_embeddings=True,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            **fields,
-        )
-        model = GaVaMoEForCausalLM(config)
+        model = GaVaMoEForCausalLM(build_config(processor, model_args, rating_levels))
         _initialize_copying_heads(model)
     else:
         model = GaVaMoEForCausalLM.from_llama(
             model_args.base_model,
             expert_init=model_args.expert_init,
             vocab_size=len(tokenizer),
+            dtype=dtype,
             gguf_file=model_args.gguf_file,
-            shared_expert_intermediate_size=model_args.shared_expert_intermediate_size,
-            **fields,
+            **_method_fields(processor, model_args, rating_levels),
         )
         model.config.pad_token_id = tokenizer.pad_token_id
     set_generation_defaults(model, tokenizer)
     return model
+
+
+def build_config(
+    processor: GaVaMoEProcessor, model_args: ModelArguments, rating_levels: Sequence[float] = (1, 2, 3, 4, 5)
+) -> GaVaMoEConfig:
+    """The config of [`build_model`], for which no weights are read; arguments likewise."""
+    fields = _method_fields(processor, model_args, rating_levels)
+    tokenizer = processor.tokenizer
+    if model_args.base_model is not None:
+        base = read_llama_config(model_args.base_model, model_args.gguf_file)
+        return upcycled_config(GaVaMoEConfig, base, model_args.expert_init, len(tokenizer), fields)
+    routed = model_args.num_experts * model_args.moe_intermediate_size
+    return GaVaMoEConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=model_args.hidden_size,
+        intermediate_size=routed + model_args.shared_expert_intermediate_size,
+        num_hidden_layers=model_args.num_hidden_layers,
+        num_attention_heads=model_args.num_attention_heads,
+        attention_dropout=model_args.attention_dropout,
+        # Llama's 0.02 suits widths in the thousands; narrow layers would start with next to no signal
+        initializer_range=model_args.hidden_size**-0.5,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **fields,
+    )
 
 
 def build_rating_model(
@@ -296,6 +316,7 @@ def _method_fields(
         "num_local_experts": model_args.num_experts,
         "num_experts_per_tok": model_args.num_experts_per_tok,
         "moe_intermediate_size": model_args.moe_intermediate_size,
+        "shared_expert_intermediate_size": model_args.shared_expert_intermediate_size,
         "norm_topk_prob": model_args.norm_topk_prob,
         "user_token_id": processor.user_token_id,
         "item_token_id": processor.item_token_id,

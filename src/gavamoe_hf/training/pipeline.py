@@ -16,8 +16,10 @@ from typing import Any, get_type_hints
 
 import torch
 from datasets import Dataset, DatasetDict
+from peft import LoraConfig
 from sklearn.metrics import adjusted_rand_score
-from transformers import set_seed
+from transformers import BitsAndBytesConfig, set_seed
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from ..data import SyntheticConfig, SyntheticTruth, generate_synthetic, load_records
 from ..evaluation import baseline_scores, ranking_scores, rating_scorer, require_baselines, require_text_metrics
@@ -35,11 +37,14 @@ from ..evaluation.predict import (
     write_json,
     write_json_lines,
 )
+from ..loading import load_adapter
 from ..modeling_gavamoe import GaVaMoEForCausalLM
 from ..plots import LATENT_SPACE_FILE, plot_latent_space
 from ..processing_gavamoe import GaVaMoEProcessor
 from ..vae_gmm_gavamoe import GaVaMoERatingModel
 from .building import ModelArguments, build_model, build_processor
+from .launch import in_one_process, wait_for_file
+from .lora import LoraArguments, lora_config, quantization_config
 from .rating_trainer import RatingDataset, RatingTrainer, RatingTrainingArguments
 from .resume import last_complete_checkpoint
 from .sft_config import GaVaMoESFTConfig
@@ -50,11 +55,20 @@ logger = logging.getLogger(__name__)
 SYNTHETIC = "synthetic"
 RUN_FILE, METRICS_FILE, PREDICTIONS_FILE = "run.json", "metrics.json", "predictions_test.jsonl"
 RATING_FOLDER, CHECKPOINT_FOLDER = "rating_model", "checkpoints"
+# With LoRA: the model that it adapts, and the adapter
+BASE_FOLDER, ADAPTER_FOLDER = "base_model", "adapter"
 _TRUTH_FILE = "truth.json"
 # Test users whose items are ranked: the whole catalogue is scored for each, by the model and three baselines
 _RANKED_USERS = 1000
 # Options under which a run is the same run
-_NOT_DESCRIBED = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "disable_tqdm", "hub_token"}
+_NOT_DESCRIBED = {
+    "output_dir",
+    "overwrite_output_dir",
+    "resume_from_checkpoint",
+    "disable_tqdm",
+    "hub_token",
+    "dry_run",
+}
 
 # Options of stage 1 that the command line offers, with the prefix `rating_`; the seed is that of stage 2.
 _RATING_OPTIONS = (
@@ -86,6 +100,7 @@ def _rating_options() -> list[tuple[str, Any, Any]]:
 
 
 RatingArguments = make_dataclass("RatingArguments", _rating_options())
+RatingArguments.__module__ = __name__
 RatingArguments.__doc__ = "Options of stage 1: those of [`RatingTrainingArguments`], with the prefix `rating_`."
 
 
@@ -120,6 +135,13 @@ class DataArguments:
         metadata={"help": "Replace the run that `output_dir` holds, once the data has been checked."},
     )
     generation_batch_size: int = field(default=64, metadata={"help": "Test pairs explained at once."})
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Train nothing: print the number of parameters, an estimate of the memory, and the first batch, "
+            "with what of it is scored."
+        },
+    )
 
 
 def read_data(args: DataArguments) -> tuple[DatasetDict, SyntheticTruth | None]:
@@ -149,50 +171,67 @@ def run_training(
     model_args: ModelArguments,
     rating_args: Any,
     sft_args: GaVaMoESFTConfig,
+    lora_args: LoraArguments | None = None,
 ) -> dict[str, float]:
     """
     Trains both stages and leaves in `output_dir` a checkpoint, `metrics.json`, `predictions_test.jsonl`, a report on
     the clusters (`clusters.json`, `clusters.md` and, with matplotlib, `latent_space.png`), the rating model alone
     (`rating_model/`) and the trainers' own checkpoints (`checkpoints/`), from which a run that was interrupted goes on
-    with `resume_from_checkpoint`.
+    with `resume_from_checkpoint`. With LoRA, also the adapter (`adapter/`) and what it adapts (`base_model/`); the
+    checkpoint is the two merged.
+
+    Under `accelerate launch` all processes train stage 2, and share `output_dir`; the first one does the rest.
 
     Args:
         data_args ([`DataArguments`]): The data.
         model_args ([`ModelArguments`]): The model.
         rating_args (`RatingArguments`): Stage 1.
         sft_args ([`GaVaMoESFTConfig`]): Stage 2, and `output_dir` and `seed` of the run.
+        lora_args ([`LoraArguments`], *optional*): LoRA in stage 2.
 
     Returns:
-        `dict[str, float]`: what `metrics.json` holds.
+        `dict[str, float]`: what `metrics.json` holds; empty in processes other than the first.
 
     Raises:
         `ValueError`: for data or options that do not work, before anything is trained or removed.
         `FileExistsError`: if `output_dir` holds another run.
     """
     output_dir = Path(sft_args.output_dir)
+    lora_args = lora_args or LoraArguments()
     resume = str(sft_args.resume_from_checkpoint or "").lower() not in ("", "false", "none")
     require_text_metrics()
     require_baselines()
     check_output_dir(output_dir, resume, data_args.overwrite_output_dir)
-    records, truth = read_data(data_args)
-    arguments = _described(data_args, model_args, rating_args, sft_args)
+    with sft_args.main_process_first(desc="reading the data"):
+        records, truth = read_data(data_args)
+    arguments = _described(data_args, model_args, rating_args, sft_args, lora_args)
     if resume:
         _check_same_run(output_dir, arguments)
     set_seed(sft_args.seed)
     processor = build_processor(records["train"], model_args, data_args.rating_levels)
-    model = build_model(processor, model_args, data_args.rating_levels)
+    model = build_model(processor, model_args, data_args.rating_levels, torch_dtype_of(model_args, lora_args))
+    peft_config = lora_config(lora_args, sft_args, model.config)
     _log_sizes(model)
-    if not resume:
-        _clear(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(output_dir / RUN_FILE, arguments)
+    # All have looked at the folder by now
+    with sft_args.main_process_first(desc="making output_dir"):
+        if sft_args.process_index == 0:
+            if not resume:
+                _clear(output_dir)
+            output_dir.mkdir(parents=True, exist_ok=True)
+            write_json(output_dir / RUN_FILE, arguments)
 
     ratings = {split: RatingDataset.from_records(records[split], processor) for split in records}
     choose = model_args.chooses_num_clusters
     train_rating_model(model.rating_model, ratings, rating_args, sft_args, output_dir, resume, choose)
     if choose:
         model.drop_gates()
-    train_explanations(model, processor, records, sft_args, output_dir, resume)
+    if peft_config is not None:
+        dtype = torch.bfloat16 if sft_args.bf16 else torch.float32
+        quantization = quantization_config(lora_args, peft_config.modules_to_save, dtype)
+        model = adapted_base(model, processor, sft_args, output_dir, quantization)
+    model = train_explanations(model, processor, records, sft_args, output_dir, resume, peft_config)
+    if model is None:
+        return {}
     save_checkpoint(model, processor, output_dir)
     metrics, rows = evaluate_run(model, processor, records, ratings, truth, data_args.generation_batch_size)
     write_json_lines(output_dir / PREDICTIONS_FILE, rows)
@@ -210,31 +249,61 @@ def train_rating_model(
     resume: bool = False,
     choose_num_clusters: bool = False,
 ) -> None:
-    """Stage 1, in place; taken from `rating_model/` where a resumed run has finished it already."""
+    """Stage 1, in place, in the first process; taken from `rating_model/` by the others, and where a resumed run has
+    finished it already."""
     folder = output_dir / RATING_FOLDER
-    if resume and (folder / "model.safetensors").is_file():
-        trained = GaVaMoERatingModel.from_pretrained(folder)
-        if choose_num_clusters:
-            rating_model.resize_mixture(trained.config.num_clusters)
-        rating_model.load_state_dict(trained.state_dict())
-        return
-    options = {name: getattr(rating_args, f"rating_{name}") for name in _RATING_OPTIONS}
-    args = RatingTrainingArguments(
-        output_dir=str(output_dir / CHECKPOINT_FOLDER / "rating"),
-        seed=sft_args.seed,
-        use_cpu=sft_args.use_cpu,
-        disable_tqdm=sft_args.disable_tqdm,
-        beta=sft_args.beta,
-        choose_num_clusters=choose_num_clusters,
-        **options,
-    )
+    is_alone = sft_args.world_size == 1
+    if not (resume and (folder / "model.safetensors").is_file()):
+        options = {name: getattr(rating_args, f"rating_{name}") for name in _RATING_OPTIONS}
+        options |= {name: getattr(sft_args, name) for name in ("seed", "use_cpu", "disable_tqdm", "beta")}
+        options["choose_num_clusters"] = choose_num_clusters
+        if is_alone:
+            return _rating_stage(rating_model, ratings, options, output_dir, resume)
+        if sft_args.process_index == 0:
+            in_one_process(_rating_stage, rating_model, ratings, options, output_dir, resume)
+        wait_for_file(folder / "model.safetensors")
+    trained = GaVaMoERatingModel.from_pretrained(folder)
+    if choose_num_clusters:
+        rating_model.resize_mixture(trained.config.num_clusters)
+    rating_model.load_state_dict(trained.state_dict())
+
+
+def _rating_stage(
+    rating_model: GaVaMoERatingModel,
+    ratings: Mapping[str, RatingDataset],
+    options: dict[str, Any],
+    output_dir: Path,
+    resume: bool,
+) -> None:
+    checkpoints = output_dir / CHECKPOINT_FOLDER / "rating"
+    args = RatingTrainingArguments(output_dir=str(checkpoints), **options)
     trainer = RatingTrainer(rating_model, args, ratings["train"], ratings["validation"])
     trainer.train(resume_from_checkpoint=resume)
     rating_model.cpu()
     beside = output_dir / (RATING_FOLDER + ".part")
     rating_model.save_pretrained(beside)
-    os.replace(beside, folder)
-    shutil.rmtree(output_dir / CHECKPOINT_FOLDER / "rating", ignore_errors=True)
+    os.replace(beside, output_dir / RATING_FOLDER)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def adapted_base(
+    model: GaVaMoEForCausalLM,
+    processor: GaVaMoEProcessor,
+    sft_args: GaVaMoESFTConfig,
+    output_dir: Path,
+    quantization: BitsAndBytesConfig | None = None,
+) -> GaVaMoEForCausalLM:
+    """Leaves the model that LoRA is to adapt in `base_model/`, whose name the adapter keeps, and quantises it for
+    QLoRA."""
+    folder = output_dir / BASE_FOLDER
+    with sft_args.main_process_first(desc="saving the base model"):
+        if sft_args.process_index == 0:
+            save_checkpoint(model, processor, folder)
+    model.name_or_path = str(folder)
+    if quantization is None:
+        return model
+    device = {"": sft_args.device}
+    return GaVaMoEForCausalLM.from_pretrained(folder, quantization_config=quantization, device_map=device)
 
 
 def train_explanations(
@@ -244,17 +313,32 @@ def train_explanations(
     sft_args: GaVaMoESFTConfig,
     output_dir: Path,
     resume: bool = False,
-) -> None:
-    """Stage 2, in place; the best epoch is kept."""
+    peft_config: LoraConfig | None = None,
+) -> GaVaMoEForCausalLM | None:
+    """Stage 2: the model of the best epoch, merged where it was trained by LoRA; `None` in processes other than the
+    first."""
     folder = output_dir / CHECKPOINT_FOLDER / "explanation"
     args = copy.copy(sft_args)
     args.output_dir = str(folder)
     last = last_complete_checkpoint(folder) if resume else None
-    trainer = GaVaMoESFTTrainer(
-        model, args, train_dataset=records["train"], eval_dataset=records["validation"], processor=processor
-    )
+    train, validation = records["train"], records["validation"]
+    trainer = GaVaMoESFTTrainer(model, args, train, validation, processor, peft_config=peft_config)
     trainer.train(resume_from_checkpoint=last)
+    if peft_config is None and args.world_size == 1:
+        write_json(output_dir / "training_log.json", trainer.state.log_history)
+        return model
+    # Whole on disk, however it was spread or quantised
+    saved = output_dir / (ADAPTER_FOLDER if peft_config is not None else CHECKPOINT_FOLDER + "/best")
+    trainer.save_model(str(saved))
+    if args.process_index != 0:
+        return None
     write_json(output_dir / "training_log.json", trainer.state.log_history)
+    unset_hf_deepspeed_config()
+    device = args.device
+    del trainer, model
+    if peft_config is None:
+        return GaVaMoEForCausalLM.from_pretrained(saved).to(device)
+    return load_adapter(saved, output_dir / BASE_FOLDER).to(device)
 
 
 def evaluate_run(
@@ -324,6 +408,7 @@ def save_checkpoint(model: GaVaMoEForCausalLM, processor: GaVaMoEProcessor, outp
     """Writes model and processor beside `output_dir`'s files and moves them in when they are whole."""
     beside = output_dir / ".part"
     shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
     model.save_pretrained(beside)
     processor.save_pretrained(str(beside))
     for path in sorted(beside.iterdir(), key=lambda path: path.name == "config.json"):
@@ -333,7 +418,7 @@ def save_checkpoint(model: GaVaMoEForCausalLM, processor: GaVaMoEProcessor, outp
 
 def _clear(output_dir: Path) -> None:
     """Removes what an earlier run left, and nothing else."""
-    for name in (RATING_FOLDER, CHECKPOINT_FOLDER, ".part", RATING_FOLDER + ".part"):
+    for name in (RATING_FOLDER, CHECKPOINT_FOLDER, BASE_FOLDER, ADAPTER_FOLDER, ".part", RATING_FOLDER + ".part"):
         shutil.rmtree(output_dir / name, ignore_errors=True)
     reports = (CLUSTERS_FILE, CLUSTERS_TABLE_FILE, LATENT_SPACE_FILE)
     for name in (RUN_FILE, METRICS_FILE, PREDICTIONS_FILE, "training_log.json", "config.json", *reports):
@@ -364,6 +449,14 @@ def _check_same_run(output_dir: Path, arguments: dict[str, Any]) -> None:
     if changed:
         found = ", ".join(f"{name} was {earlier.get(name)!r}, now {arguments.get(name)!r}" for name in changed)
         raise ValueError(f"Expected the options of the run in {output_dir}, but {found}. Resume with the same options.")
+
+
+def torch_dtype_of(model_args: ModelArguments, lora_args: LoraArguments) -> torch.dtype | None:
+    """The precision of the language model's weights; `None` is the base model's own."""
+    if model_args.dtype is not None:
+        return None if model_args.dtype == "auto" else getattr(torch, model_args.dtype)
+    # AdamW's small steps would be lost to the rounding of weights of 16 bits; adapters have 32 whatever the base has
+    return None if lora_args.use_peft else torch.float32
 
 
 def _log_sizes(model: GaVaMoEForCausalLM) -> None:

@@ -7,22 +7,18 @@ from dataclasses import dataclass, field
 import torch
 from trl import SFTConfig
 
-# Name of each part of the model and what its parameters' names contain.
+# Name of each part of the model, and the ends of its modules' names.
 TRAINABLE_PARTS = {
-    "rating_model": (".rating_model.",),
-    "projections": (".user_projection.", ".item_projection."),
-    "gates": (".mlp.gate.",),
-    "experts": (
-        ".mlp.experts.",
-        ".mlp.shared_expert.",
-        ".mlp.gate_proj.",
-        ".mlp.up_proj.",
-        ".mlp.down_proj.",
-    ),
-    "attention": (".self_attn.",),
-    "embeddings": (".embed_tokens.",),
-    "norms": ("layernorm.", "model.norm."),
-    "lm_head": ("lm_head.",),
+    "rating_model": ("rating_model",),
+    "projections": ("user_projection", "item_projection"),
+    "gates": ("mlp.gate",),
+    # Of the routed layers, and of the dense ones of the plain Llama
+    "experts": ("mlp.experts", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+    "shared_expert": ("mlp.shared_expert",),
+    "attention": ("self_attn",),
+    "embeddings": ("embed_tokens",),
+    "norms": ("input_layernorm", "post_attention_layernorm", "model.norm"),
+    "lm_head": ("lm_head",),
 }
 
 

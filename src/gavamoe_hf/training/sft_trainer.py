@@ -10,11 +10,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from peft.utils import ModulesToSaveWrapper
 from trl import SFTTrainer
 
 from ..data.collator import ExplanationCollator
 from ..processing_gavamoe import GaVaMoEProcessor
+from ..vae_gmm_gavamoe import GaVaMoERatingModel
+from .lora import check_experts_are_trained
 from .optimizer import grouped_optimizer
+from .resume import check_fits
 from .sft_config import TRAINABLE_PARTS, GaVaMoESFTConfig
 
 RECORD_COLUMNS = ("user", "item", "rating", "feature", "explanation")
@@ -100,7 +104,7 @@ class GaVaMoESFTTrainer(SFTTrainer):
                 dataset = tokenize_records(dataset, processor, args.max_length, dropout, args.seed)
             datasets.append(dataset)
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
-        _freeze_parts(model, args.trainable_parts)
+        freeze_parts(model, args.trainable_parts)
         config = model.config
         config.alpha = config.alpha if args.alpha is None else args.alpha
         config.beta = config.beta if args.beta is None else args.beta
@@ -115,6 +119,8 @@ class GaVaMoESFTTrainer(SFTTrainer):
             data_collator=ExplanationCollator(tokenizer.pad_token_id, args.pad_to_multiple_of),
             **kwargs,
         )
+        check_experts_are_trained(self.model, args.trainable_parts)
+        _restore_rating_precision(self.model)
         # Asked for by this trainer alone: a saved config that asks for router logits slows every later generation
         config.output_router_logits = False
 
@@ -161,7 +167,7 @@ class GaVaMoESFTTrainer(SFTTrainer):
             if self.args.average_tokens_across_devices:
                 nll = nll * (self.accelerator.num_processes // self.get_tp_size())
         loss = nll
-        if self.aux_loss_enabled:
+        if outputs.aux_loss is not None:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
         alpha = self._config.alpha
         loss = (1 - alpha) * loss + alpha * outputs.elbo_loss / steps
@@ -198,7 +204,7 @@ class GaVaMoESFTTrainer(SFTTrainer):
             "reconstruction_loss": outputs.reconstruction_loss,
             "kl_loss": outputs.kl_loss,
         }
-        if self.aux_loss_enabled:
+        if outputs.aux_loss is not None:
             means["aux_loss"] = outputs.aux_loss
         for name, value in means.items():
             metrics[name].append(self.accelerator.gather_for_metrics(value.detach()).mean().item())
@@ -219,14 +225,29 @@ class GaVaMoESFTTrainer(SFTTrainer):
         metrics = super().evaluate(*args, **kwargs)
         return {**{k: v for k, v in self.state.log_history[-1].items() if k.startswith("eval_")}, **metrics}
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        check_fits(Path(resume_from_checkpoint), self.model if model is None else model)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         self.processor.save_pretrained(str(Path(self.args.output_dir if output_dir is None else output_dir)))
 
 
-def _freeze_parts(model: torch.nn.Module, trainable: list[str] | None) -> None:
+@torch.no_grad()
+def _restore_rating_precision(model: torch.nn.Module) -> None:
+    """Undoes, on the adapter's copy of the rating model, that TRL halves the precision of all that QLoRA trains."""
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper) and isinstance(module.original_module, GaVaMoERatingModel):
+            for copied in module.modules_to_save.values():
+                for parameter, original in zip(copied.parameters(), module.original_module.parameters(), strict=True):
+                    parameter.data = original.detach().clone()
+
+
+def freeze_parts(model: torch.nn.Module, trainable: list[str] | None) -> None:
+    """Leaves the named parts of [`TRAINABLE_PARTS`] trainable and no others; all as they are where none is named."""
     if trainable is None:
         return
-    patterns = [pattern for part in trainable for pattern in TRAINABLE_PARTS[part]]
+    modules = [f".{module}." for part in trainable for module in TRAINABLE_PARTS[part]]
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(pattern in name for pattern in patterns))
+        parameter.requires_grad_(any(module in f".{name}" for module in modules))
