@@ -154,6 +154,8 @@ def count_parameters(model: Any, num_copied: int = 0) -> dict[str, int]:
     """
     total = active = 0
     for name, parameter in model.named_parameters():
+        if ".original_module." in name:
+            continue  # PEFT keeps what it trains a copy of
         size = parameter.numel()
         total += size
         if ".rating_model." in name:
