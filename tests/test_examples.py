@@ -15,14 +15,14 @@ from transformers import set_seed
 
 from gavamoe_hf.cli.main import main as gavamoe
 from gavamoe_hf.data import SyntheticConfig, SyntheticData, generate_synthetic
-from gavamoe_hf.training import pipeline
+from gavamoe_hf.training import dry_run, pipeline
 from gavamoe_hf.training.building import ModelArguments, build_model, build_processor
 from gavamoe_hf.training.rating_trainer import RatingDataset
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "model_cards/README.md"]
+DOCUMENTS = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "model_cards/README.md", "docs/pretrained-llama.md"]
 USER, ITEM = "user_003", "item_005"
 
 
@@ -204,7 +204,7 @@ def test_quickstart_knows_the_metrics(synthetic, pair):
 
 def test_readme_python_runs_in_order(checkpoint, capsys):
     snippets = blocks("README.md", "python")
-    assert len(snippets) == 4
+    assert len(snippets) == 3
     assert '"outputs/quickstart"' in snippets[0]
     namespace: dict = {}
     for snippet in snippets:
@@ -212,7 +212,6 @@ def test_readme_python_runs_in_order(checkpoint, capsys):
         exec(compile(source, "README.md", "exec"), namespace)
     output = capsys.readouterr().out
     assert re.search(r"predicted rating \d\.\d, cluster \d", output)
-    assert namespace["peft_config"].r == 8
 
 
 def test_readme_quickstart_is_short():
@@ -221,7 +220,8 @@ def test_readme_quickstart_is_short():
 
 
 def readme_commands() -> list[str]:
-    lines = [line for block in blocks("README.md", "bash") for line in block.splitlines()]
+    documents = ("README.md", "docs/pretrained-llama.md")
+    lines = [line for document in documents for block in blocks(document, "bash") for line in block.splitlines()]
     inline = re.findall(r"`(gavamoe \w+ --[^`]*)`", README)
     return [line for line in [*lines, *inline] if line.startswith("gavamoe ")]
 
@@ -242,6 +242,7 @@ def test_readme_train_commands_parse(command, tmp_path, monkeypatch, capsys):
         return {"rating_rmse": 1.0}
 
     monkeypatch.setattr(pipeline, "run_training", run_training)
+    monkeypatch.setattr(dry_run, "describe_run", run_training)
     argv = shlex.split(command)[1:]
     if "--help" in argv:
         with pytest.raises(SystemExit) as stop:
@@ -249,8 +250,9 @@ def test_readme_train_commands_parse(command, tmp_path, monkeypatch, capsys):
         assert stop.value.code == 0
         return
     assert gavamoe(argv) == 0, capsys.readouterr().err
-    (data_args, model_args, rating_args, sft_args) = runs[0]
+    data_args, model_args, rating_args, sft_args, lora_args = runs[0]
     assert data_args.dataset == "reviews.csv"
+    assert lora_args.use_peft is ("--use_peft" in argv)
     assert data_args.overwrite_output_dir is ("--overwrite_output_dir" in argv)
     if "--config" in argv:
         options = yaml.safe_load(config)
@@ -272,10 +274,11 @@ def test_readme_explain_commands_run(command, checkpoint, capsys):
 def test_readme_options_exist(capsys):
     with pytest.raises(SystemExit):
         gavamoe(["train", "--help"])
-    known = set(re.findall(r"--[a-z_]+", capsys.readouterr().out))
-    mentioned = set(re.findall(r"`(--[a-z_]+)", README))
+    known = set(re.findall(r"--[a-z0-9_]+", capsys.readouterr().out))
+    documents = (ROOT / "README.md", ROOT / "docs" / "pretrained-llama.md")
+    mentioned = {option for path in documents for option in re.findall(r"`(--[a-z0-9_]+)", path.read_text("utf-8"))}
     assert mentioned, "no option is mentioned"
-    assert mentioned <= known
+    assert mentioned <= known | {"--config"}
 
 
 def test_readme_names_what_departs_where_it_is():

@@ -10,6 +10,7 @@ COMMANDS = {
     "explain": "explain a pair with a checkpoint",
     "recommend": "recommend items to a user, and explain them",
     "clusters": "report on the clusters of checkpoints, and plot their latent space",
+    "human-study": "draw a blinded study for human raters, and score their answers",
 }
 
 
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     if command not in COMMANDS:
         sys.stderr.write(f"gavamoe: expected a command among {', '.join(COMMANDS)}, but got {command!r}\n")
         return 2
-    run = importlib.import_module(f".{command}", __package__).run
+    run = importlib.import_module(f".{command.replace('-', '_')}", __package__).run
     try:
         run(options)
     except (ValueError, LookupError, OSError, ImportError) as error:
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 def _print_usage(stream) -> None:
     stream.write("usage: gavamoe COMMAND [options]\n\ncommands:\n")
     for name, text in COMMANDS.items():
-        stream.write(f"  {name:10}{text}\n")
+        stream.write(f"  {name:13}{text}\n")
     stream.write("\n`gavamoe COMMAND --help` lists a command's options.\n")
 
 
