@@ -362,8 +362,8 @@ def finished_run(processor, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "read_data", lambda args: (records, None))
     monkeypatch.setattr(pipeline, "build_processor", lambda *args: processor)
     monkeypatch.setattr(pipeline, "build_model", lambda *args: model)
-    for step in ("train_rating_model", "train_explanations"):
-        monkeypatch.setattr(pipeline, step, lambda *args, **kwargs: None)
+    monkeypatch.setattr(pipeline, "train_rating_model", lambda *args: None)
+    monkeypatch.setattr(pipeline, "train_explanations", lambda model, *args: model)
     monkeypatch.setattr(pipeline, "save_checkpoint", lambda model, processor, folder: (folder / "config.json").touch())
     monkeypatch.setattr(pipeline, "evaluate_run", lambda *args, **kwargs: ({"bleu_4": 1.0}, [{"prediction": "fine"}]))
 
@@ -382,7 +382,8 @@ def test_a_run_ends_with_the_report(finished_run, tmp_path):
     pytest.importorskip("matplotlib")
     assert finished_run() == {"bleu_4": 1.0}
     found = {path.name for path in tmp_path.iterdir()}
-    assert found == RUN_FILES | {"clusters.json", "clusters.md", "latent_space.png"}
+    assert found == RUN_FILES | {"clusters.json", "clusters.md", "latent_space.png", "README.md"}
+    assert "![t-SNE" in (tmp_path / "README.md").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "clusters.json").read_text())["clusters"][0]["num_pairs"] == 6
 
 
@@ -392,7 +393,7 @@ def test_a_run_survives_without_matplotlib(finished_run, tmp_path, monkeypatch, 
         assert finished_run() == {"bleu_4": 1.0}
     (line,) = [record.getMessage() for record in caplog.records if record.name == pipeline.logger.name]
     assert line.startswith("Left out latent_space.png: ") and "pip install gavamoe-hf[plots]" in line
-    assert {path.name for path in tmp_path.iterdir()} == RUN_FILES | {"clusters.json", "clusters.md"}
+    assert {path.name for path in tmp_path.iterdir()} == RUN_FILES | {"clusters.json", "clusters.md", "README.md"}
 
 
 @pytest.mark.parametrize("step", ["cluster_report", "plot_latent_space"])

@@ -1,4 +1,4 @@
-"""The examples run, and what README and model card show works: code blocks, commands, links, names of metrics."""
+"""The examples run, and what the README shows works: code blocks, commands, links, names of metrics."""
 
 import importlib.util
 import json
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
 from transformers import set_seed
 
 from gavamoe_hf.cli.main import main as gavamoe
@@ -22,7 +21,10 @@ from gavamoe_hf.training.rating_trainer import RatingDataset
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "model_cards/README.md", "docs/pretrained-llama.md"]
+DOCUMENTS = [
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/pretrained-llama.md"),
+    *("model_cards/README.md", "model_cards/quickstart/README.md"),
+]
 USER, ITEM = "user_003", "item_005"
 
 
@@ -317,59 +319,3 @@ def test_tree_in_contributing_is_true():
     # All modules but those of the folders that the tree sums up in a line
     summed_up = {path.name for folder in ("evaluation", "cli") for path in (package / folder).glob("*.py")}
     assert existing - summed_up - {"version.py"} <= named
-
-
-# Model card
-
-
-def test_model_card_from_a_run(checkpoint, tmp_path, monkeypatch):
-    (snippet,) = blocks("model_cards/README.md", "python")
-    monkeypatch.chdir(ROOT)
-    folder = tmp_path / "run"
-    folder.mkdir()
-    run = {"dataset": "synthetic", "num_clusters": 3, "num_experts": 12, "base_model": None, "ablation": "none"}
-    (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
-    (folder / "metrics.json").write_text(json.dumps({"bleu_4": 12.5, "min_cluster_share": 0.25}), encoding="utf-8")
-    (folder / "config.json").write_text((checkpoint / "config.json").read_text(), encoding="utf-8")
-    exec(compile(snippet.replace('"outputs/quickstart"', repr(str(folder))), "model_cards/README.md", "exec"), {})
-    card = ModelCard.load(folder / "README.md")
-    assert card.data.license == "apache-2.0" and card.data.tags == ["gavamoe"]
-    for text in (
-        "\n# my-name/my-model\n",
-        "It knows 24 users and 12 items; ratings are on the levels\n1.0, 2.0, 3.0, 4.0, 5.0.",
-        "| data set | `synthetic` |\n| base model | none, from scratch |\n",
-        "|---|---|\n| `bleu_4` | 12.5000 |\n| `min_cluster_share` | 0.2500 |\n",
-        "The smallest cluster holds 25.0 % of the training pairs.",
-    ):
-        assert text in card.text
-    assert "{{" not in card.text and "{%" not in card.text
-
-
-def test_model_card_with_everything_and_with_nothing():
-    template = ROOT / "model_cards" / "template.md"
-    example = {"user": "u", "item": "i", "rating": 4, "reference": "good strings", "prediction": "great strings"}
-    full = ModelCard.from_template(
-        ModelCardData(license="mit"),
-        template_path=str(template),
-        model_id="a/b",
-        run={"dataset": "d", "base_model": "base"},
-        training_args={"num_train_epochs": 3, "learning_rate": 1e-3, "seed": 7},
-        data_description="Reviews of strings.",
-        data_license="CC0",
-        cluster_shares=[0.75, 0.25],
-        cluster_notes="The second cluster plays bass.",
-        examples=[example],
-    ).text
-    for text in (
-        "| base model | `base` |",
-        "at most 3 epochs, learning rate 0.001 |\n| seed | 7 |\n",
-        "Reviews of strings.",
-        "Terms of use: CC0.",
-        "|---|---|\n| 0 | 75.0 % |\n| 1 | 25.0 % |\n",
-        "The second cluster plays bass.",
-        "- u, i, rated 4\n  - explanation: great strings\n  - reference: good strings\n",
-    ):
-        assert text in full
-    bare = ModelCard.from_template(ModelCardData(license="mit"), template_path=str(template), model_id="a/b").text
-    assert bare.count("Not measured.") == 2 and "Not recorded." in bare and "Terms of use: not stated." in bare
-    assert "## Examples" not in bare

@@ -38,6 +38,7 @@ from ..evaluation.predict import (
     write_json_lines,
 )
 from ..loading import load_adapter
+from ..model_card import CARD_FILE, is_unedited_card, model_card, write_model_card
 from ..modeling_gavamoe import GaVaMoEForCausalLM
 from ..plots import LATENT_SPACE_FILE, plot_latent_space
 from ..processing_gavamoe import GaVaMoEProcessor
@@ -129,6 +130,15 @@ class DataArguments:
         },
     )
     split_seed: int = field(default=0, metadata={"help": "Seed of a random split."})
+    license: str | None = field(
+        default=None,
+        metadata={
+            "help": "License of the checkpoint, which its card states: a name that the Hub knows, such as apache-2.0."
+        },
+    )
+    language: list[str] | None = field(
+        default=None, metadata={"help": "Languages of the texts, which the card states, as codes such as en."}
+    )
     synthetic_groups: int = field(default=3, metadata={"help": 'Planted groups of users of "synthetic".'})
     overwrite_output_dir: bool = field(
         default=False,
@@ -175,9 +185,10 @@ def run_training(
 ) -> dict[str, float]:
     """
     Trains both stages and leaves in `output_dir` a checkpoint, `metrics.json`, `predictions_test.jsonl`, a report on
-    the clusters (`clusters.json`, `clusters.md` and, with matplotlib, `latent_space.png`), the rating model alone
-    (`rating_model/`) and the trainers' own checkpoints (`checkpoints/`), from which a run that was interrupted goes on
-    with `resume_from_checkpoint`. With LoRA, also the adapter (`adapter/`) and what it adapts (`base_model/`); the
+    the clusters (`clusters.json`, `clusters.md` and, with matplotlib, `latent_space.png`), the checkpoint's card
+    (`README.md`, unless somebody wrote or edited the one that is there), the rating model alone (`rating_model/`) and
+    the trainers' own checkpoints (`checkpoints/`), from which a run that was interrupted goes on with
+    `resume_from_checkpoint`. With LoRA, also the adapter (`adapter/`) and what it adapts (`base_model/`); the
     checkpoint is the two merged.
 
     Under `accelerate launch` all processes train stage 2, and share `output_dir`; the first one does the rest.
@@ -237,6 +248,7 @@ def run_training(
     write_json_lines(output_dir / PREDICTIONS_FILE, rows)
     write_json(output_dir / METRICS_FILE, metrics)
     report_clusters(model, processor, records["train"], output_dir)
+    leave_model_card(model, processor, records, metrics, arguments, sft_args)
     return metrics
 
 
@@ -390,6 +402,26 @@ def report_clusters(model: GaVaMoEForCausalLM, processor: GaVaMoEProcessor, trai
         logger.warning("Left out %s: %s", made, error)
 
 
+def leave_model_card(
+    model: GaVaMoEForCausalLM,
+    processor: GaVaMoEProcessor,
+    records: DatasetDict,
+    metrics: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    sft_args: GaVaMoESFTConfig,
+) -> None:
+    """Leaves the checkpoint's card, or one log line that says why not."""
+    reason: object = "the folder has one that somebody wrote or edited"
+    try:
+        card = model_card(model, processor, records, metrics, arguments, sft_args.output_dir, sft_args)
+        if write_model_card(card, sft_args.output_dir):
+            return
+    except Exception as error:
+        # As for the clusters: a by-product
+        reason = error
+    logger.warning("Left out %s: %s", CARD_FILE, reason)
+
+
 def check_output_dir(output_dir: Path, resume: bool, overwrite: bool) -> None:
     """Raises `FileExistsError` where a run would be overwritten, `FileNotFoundError` where there is none to resume."""
     if output_dir.exists() and not output_dir.is_dir():
@@ -423,6 +455,8 @@ def _clear(output_dir: Path) -> None:
     reports = (CLUSTERS_FILE, CLUSTERS_TABLE_FILE, LATENT_SPACE_FILE)
     for name in (RUN_FILE, METRICS_FILE, PREDICTIONS_FILE, "training_log.json", "config.json", *reports):
         (output_dir / name).unlink(missing_ok=True)
+    if is_unedited_card(output_dir / CARD_FILE):
+        (output_dir / CARD_FILE).unlink()
     for path in output_dir.glob("model*.safetensors*"):
         path.unlink()
 
