@@ -280,7 +280,7 @@ def test_readme_options_exist(capsys):
     documents = (ROOT / "README.md", ROOT / "docs" / "pretrained-llama.md")
     mentioned = {option for path in documents for option in re.findall(r"`(--[a-z0-9_]+)", path.read_text("utf-8"))}
     assert mentioned, "no option is mentioned"
-    assert mentioned <= known | {"--config"}
+    assert mentioned <= known | {"--config", "--compare"}
 
 
 def test_readme_names_what_departs_where_it_is():

@@ -10,6 +10,7 @@ COMMANDS = {
     "explain": "explain a pair with a checkpoint",
     "recommend": "recommend items to a user, and explain them",
     "clusters": "report on the clusters of checkpoints, and plot their latent space",
+    "evaluate": "score a checkpoint, or any system's predictions file",
     "human-study": "draw a blinded study for human raters, and score their answers",
 }
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
+from transformers import set_seed
 
 from ..vae_gmm_gavamoe import GaVaMoERatingModel, GaVaMoERatingOutput
 from .rating_metrics import rating_errors
@@ -47,26 +48,63 @@ def predict_records(
         `list[dict]`: one for each record, in order, with `user`, `item`, `rating`, `predicted_rating`, `feature`,
         `reference` and `prediction`.
     """
+    return list(iterate_predictions(model, processor, records, protocol, batch_size, **generate_kwargs))
+
+
+def iterate_predictions(
+    model: Any,
+    processor: Any,
+    records: Dataset,
+    protocol: Protocol = "given",
+    batch_size: int = 64,
+    first: int = 0,
+    seed: int | None = None,
+    **generate_kwargs: Any,
+) -> Iterator[dict[str, Any]]:
+    """
+    The rows of [`predict_records`], one at a time.
+
+    Args:
+        model, processor, records, protocol, batch_size, generate_kwargs: as in [`predict_records`].
+        first (`int`, *optional*, defaults to 0): The record to start with.
+        seed (`int`, *optional*):
+            Seeds each batch with this and its first record, so that a run that starts at a later batch samples what a
+            whole run does.
+    """
     if protocol not in ("given", "predicted"):
         raise ValueError(f'Expected `protocol` "given" or "predicted", but got {protocol!r}.')
+    return _iterate_predictions(model, processor, records, protocol, batch_size, first, seed, generate_kwargs)
+
+
+def _iterate_predictions(
+    model: Any,
+    processor: Any,
+    records: Dataset,
+    protocol: Protocol,
+    batch_size: int,
+    first: int,
+    seed: int | None,
+    generate_kwargs: dict[str, Any],
+) -> Iterator[dict[str, Any]]:
     was_training = model.training
     model.eval()
-    rows: list[dict[str, Any]] = []
     generate_kwargs = {"do_sample": False, **generate_kwargs}
-    for start in tqdm(range(0, len(records), batch_size), desc="Explaining", unit="batch"):
-        batch = records[start : start + batch_size]
-        is_given = protocol == "given"
-        explanations = model.explain(
-            processor,
-            user=batch["user"],
-            item=batch["item"],
-            rating=batch["rating"] if is_given else None,
-            features=batch["feature"] if is_given else None,
-            **generate_kwargs,
-        )
-        for index, explained in enumerate(explanations):
-            rows.append(
-                {
+    try:
+        for start in tqdm(range(first, len(records), batch_size), desc="Explaining", unit="batch"):
+            if seed is not None:
+                set_seed(seed + start)
+            batch = records[start : start + batch_size]
+            is_given = protocol == "given"
+            explanations = model.explain(
+                processor,
+                user=batch["user"],
+                item=batch["item"],
+                rating=batch["rating"] if is_given else None,
+                features=batch["feature"] if is_given else None,
+                **generate_kwargs,
+            )
+            for index, explained in enumerate(explanations):
+                yield {
                     "user": explained.user,
                     "item": explained.item,
                     "rating": batch["rating"][index],
@@ -75,9 +113,48 @@ def predict_records(
                     "reference": batch["explanation"][index],
                     "prediction": explained.explanation,
                 }
-            )
-    model.train(was_training)
-    return rows
+    finally:
+        model.train(was_training)
+
+
+def write_predictions(
+    path: str | os.PathLike[str],
+    model: Any,
+    processor: Any,
+    records: Dataset,
+    protocol: Protocol = "given",
+    batch_size: int = 64,
+    seed: int = 0,
+    **generate_kwargs: Any,
+) -> None:
+    """
+    Writes the rows of [`predict_records`] as they come, beside the path, and renames when they are all there.
+
+    What an interrupted call has left beside the path is gone on with: its whole batches are kept. A caller has to know
+    that they are of the same model, records and options.
+    """
+    path = Path(path)
+    beside = path.with_name(path.name + ".part")
+    first = _keep_whole_batches(beside, batch_size)
+    rows = iterate_predictions(model, processor, records, protocol, batch_size, first, seed, **generate_kwargs)
+    with open(beside, "a", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    os.replace(beside, path)
+
+
+def _keep_whole_batches(path: Path, batch_size: int) -> int:
+    """Cuts an unfinished file after its last whole batch, and returns the number of lines that are left."""
+    if not path.exists():
+        return 0
+    count, kept, size = 0, 0, 0
+    with open(path, "r+b") as file:
+        for number, line in enumerate(file, start=1):
+            size += len(line)
+            if line.endswith(b"\n") and number % batch_size == 0:
+                count, kept = number, size
+        file.truncate(kept)
+    return count
 
 
 def score_predictions(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
