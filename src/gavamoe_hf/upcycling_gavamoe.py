@@ -309,6 +309,13 @@ def _copy_weights(
     for name, parameter in parameters.items():
         if zeroed is not None and name.endswith(zeroed):
             parameter.zero_()._is_hf_initialized = True
+    if config.inject_pair_embeddings and expert_init != "random":
+        # What is put in their place starts as the placeholders' own rows: the base never saw anything else there
+        for kind, token in (("user", config.user_token_id), ("item", config.item_token_id)):
+            weight, bias = (parameters[f"model.{kind}_projection.{part}"] for part in ("weight", "bias"))
+            weight.zero_()._is_hf_initialized = True
+            if token is not None:
+                bias.copy_(parameters["model.embed_tokens.weight"][token])._is_hf_initialized = True
     return num_copied
 
 
