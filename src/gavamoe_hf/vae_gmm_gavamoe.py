@@ -166,6 +166,10 @@ class GaVaMoERatingModel(PreTrainedModel):
         self.mixture = GaVaMoEGaussianMixture(config)
         self.post_init()
 
+    def init_parallel_plans(self) -> None:
+        """None: the config's plans are the decoder's, and every process keeps the whole rating model."""
+        self._tp_plan, self._ep_plan, self._pp_plan, self._fsdp_plan = {}, {}, {}, {}
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):

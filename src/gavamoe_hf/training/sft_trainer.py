@@ -123,6 +123,9 @@ class GaVaMoESFTTrainer(SFTTrainer):
         _restore_rating_precision(self.model)
         # Asked for by this trainer alone: a saved config that asks for router logits slows every later generation
         config.output_router_logits = False
+        if self.accelerator.is_fsdp2:
+            # Gathered as they are: in bfloat16 the rating model would choose other gates. Autocast lowers the rest
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = list(EXAMPLE_COLUMNS)
@@ -171,7 +174,7 @@ class GaVaMoESFTTrainer(SFTTrainer):
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
         alpha = self._config.alpha
         loss = (1 - alpha) * loss + alpha * outputs.elbo_loss / steps
-        self._record_metrics(outputs, logits.detach(), targets, nll_sum.detach(), inputs)
+        self._record_metrics(outputs, logits.detach(), targets, is_scored.nonzero()[:, 0], inputs)
         return loss
 
     @property
@@ -184,16 +187,19 @@ class GaVaMoESFTTrainer(SFTTrainer):
         outputs: Any,
         logits: torch.Tensor,
         targets: torch.Tensor,
-        nll_sum: torch.Tensor,
+        rows: torch.Tensor,
         inputs: dict[str, torch.Tensor],
     ) -> None:
         mode = "train" if self.model.training else "eval"
         metrics = self._metrics[mode]
         log_probabilities = logits.log_softmax(dim=-1)
-        entropy = -(log_probabilities.exp() * log_probabilities).sum()
-        correct = (logits.argmax(dim=-1) == targets).sum()
-        local = torch.stack([nll_sum, entropy, correct.float(), logits.new_tensor(float(len(targets)))])
-        totals = self.accelerator.gather_for_metrics(local[None]).sum(dim=0).tolist()
+        nll = -log_probabilities.gather(1, targets[:, None])[:, 0]
+        entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
+        correct = (logits.argmax(dim=-1) == targets).float()
+        scores = torch.stack([nll, entropy, correct, torch.ones_like(nll)], dim=-1)  # [N, 4]
+        # Summed by record: the last batch of several processes repeats records, which are told by their place in it
+        local = scores.new_zeros(len(inputs["labels"]), 4).index_add_(0, rows, scores)
+        totals = self.accelerator.gather_for_metrics(local).sum(dim=0).tolist()
         count = max(totals[3], 1.0)
         self._nll_totals[mode][0] += totals[0]
         self._nll_totals[mode][1] += count
@@ -231,7 +237,8 @@ class GaVaMoESFTTrainer(SFTTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        self.processor.save_pretrained(str(Path(self.args.output_dir if output_dir is None else output_dir)))
+        if self.args.should_save:
+            self.processor.save_pretrained(str(Path(self.args.output_dir if output_dir is None else output_dir)))
 
 
 @torch.no_grad()
