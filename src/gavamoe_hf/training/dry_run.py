@@ -16,7 +16,7 @@ from ..processing_gavamoe import GaVaMoEProcessor
 from ..upcycling_gavamoe import count_parameters
 from .building import ModelArguments, build_config, build_processor
 from .lora import LoraArguments, lora_config
-from .pipeline import DataArguments, check_output_dir, read_data, torch_dtype_of
+from .pipeline import DataArguments, check_output_dir, is_resumed, read_data, torch_dtype_of
 from .sft_config import GaVaMoESFTConfig
 from .sft_trainer import check_experts_are_trained, freeze_parts, tokenize_records
 
@@ -43,7 +43,7 @@ def describe_run(
     Raises:
         `ValueError`: for data or options that do not work; `FileExistsError`: if `output_dir` holds another run.
     """
-    check_output_dir(Path(sft_args.output_dir), bool(sft_args.resume_from_checkpoint), data_args.overwrite_output_dir)
+    check_output_dir(Path(sft_args.output_dir), is_resumed(sft_args), data_args.overwrite_output_dir)
     train = read_data(data_args)[0]["train"]
     processor = build_processor(train, model_args, data_args.rating_levels)
     config = build_config(processor, model_args, data_args.rating_levels)

@@ -209,7 +209,7 @@ def run_training(
     """
     output_dir = Path(sft_args.output_dir)
     lora_args = lora_args or LoraArguments()
-    resume = str(sft_args.resume_from_checkpoint or "").lower() not in ("", "false", "none")
+    resume = is_resumed(sft_args)
     require_text_metrics()
     require_baselines()
     check_output_dir(output_dir, resume, data_args.overwrite_output_dir)
@@ -420,6 +420,11 @@ def leave_model_card(
         # As for the clusters: a by-product
         reason = error
     logger.warning("Left out %s: %s", CARD_FILE, reason)
+
+
+def is_resumed(sft_args: GaVaMoESFTConfig) -> bool:
+    """Whether a run is to go on from an earlier one; the command line gives a text."""
+    return str(sft_args.resume_from_checkpoint or "").lower() not in ("", "false", "none")
 
 
 def check_output_dir(output_dir: Path, resume: bool, overwrite: bool) -> None:
