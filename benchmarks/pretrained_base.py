@@ -13,12 +13,13 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from transformers import set_seed
 from trl import TrlParser
 
 from gavamoe_hf.evaluation.predict import predict_records, write_json
 from gavamoe_hf.training.building import ModelArguments, build_model, build_processor
 from gavamoe_hf.training.lora import LoraArguments, lora_config
-from gavamoe_hf.training.pipeline import DataArguments, RatingArguments, read_data, train_rating_model
+from gavamoe_hf.training.pipeline import DataArguments, RatingArguments, read_data, torch_dtype_of, train_rating_model
 from gavamoe_hf.training.rating_trainer import RatingDataset
 from gavamoe_hf.training.sft_config import GaVaMoESFTConfig
 from gavamoe_hf.training.sft_trainer import GaVaMoESFTTrainer
@@ -47,11 +48,12 @@ def main(
     shown = records["validation"].select(range(args.num_examples))
     for arm in args.arms:
         model_args.ablation = ARMS[arm]
-        processor = build_processor(records["train"], model_args)
-        model = build_model(processor, model_args)
+        set_seed(sft_args.seed)
+        processor = build_processor(records["train"], model_args, data_args.rating_levels)
+        model = build_model(processor, model_args, data_args.rating_levels, torch_dtype_of(model_args, lora_args))
         if arm == "gavamoe":
             ratings = {split: RatingDataset.from_records(records[split], processor) for split in records}
-            train_rating_model(model.rating_model, ratings, rating_args, sft_args, output_dir)
+            train_rating_model(model.rating_model, ratings, rating_args, sft_args, output_dir, resume=True)
         before = predict_records(model, processor, shown, batch_size=args.num_examples)
         sft_args.output_dir = str(output_dir / arm)
         trainer = GaVaMoESFTTrainer(

@@ -357,11 +357,19 @@ def test_command_says_what_is_wrong(folders, tmp_path, capsys, monkeypatch):
 def finished_run(processor, tmp_path, monkeypatch):
     """`run_training` with everything but its files and the cluster report taken out."""
     rating_model = planted_rating_model(PROBABILITY)
-    model = SimpleNamespace(rating_model=rating_model, config=rating_model.config, parameters=rating_model.parameters)
+    model = SimpleNamespace(
+        rating_model=rating_model,
+        config=rating_model.config,
+        dtype=torch.float32,
+        parameters=rating_model.parameters,
+        to=rating_model.to,
+    )
     records = DatasetDict({split: as_dataset(RECORDS) for split in ("train", "validation", "test")})
     monkeypatch.setattr(pipeline, "read_data", lambda args: (records, None))
     monkeypatch.setattr(pipeline, "build_processor", lambda *args: processor)
     monkeypatch.setattr(pipeline, "build_model", lambda *args: model)
+    monkeypatch.setattr(pipeline, "untrained_model", lambda *args: None)
+    monkeypatch.setattr(pipeline, "prepare_examples", lambda records, *args, **kwargs: records)
     monkeypatch.setattr(pipeline, "train_rating_model", lambda *args: None)
     monkeypatch.setattr(pipeline, "train_explanations", lambda model, *args: model)
     monkeypatch.setattr(pipeline, "save_checkpoint", lambda model, processor, folder: (folder / "config.json").touch())

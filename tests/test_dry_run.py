@@ -55,8 +55,10 @@ def test_bad_input_is_found(tmp_path, capsys):
     assert main([*options, "--use_peft", "--lora_dropout", "0.1"]) == 1
     assert "Expected `lora_dropout` 0" in capsys.readouterr().err
     assert main([*options, "--max_length", "5"]) == 1
+    assert "The prompt alone takes" in capsys.readouterr().err
     (tmp_path / "run.json").touch()
     assert main(options) == 1
+    assert "already holds a run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [{}, {"shared_expert_intermediate_size": 64}, {"ablation": "base"}])

@@ -87,11 +87,37 @@ def test_experts_are_frozen_on_purpose(tiny, planted, tmp_path):
 def test_refused_options(tiny, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"Expected `lora_dropout` 0 with the experts' parameters .* got 0.1"):
         config_of(tiny, tmp_path, lora_dropout=0.1)
+    with pytest.raises(ValueError, match=r"both of them or, .* but got \['mlp.experts.gate_up_proj'\]"):
+        config_of(tiny, tmp_path, lora_target_parameters=["mlp.experts.gate_up_proj"])
+    with pytest.raises(ValueError, match='without "attention", which LoRA adapts'):
+        config_of(tiny, tmp_path, trainable_parts=["attention", "experts"])
     with pytest.raises(ValueError, match="pass `use_peft` with it"):
         LoraArguments(load_in_4bit=True)
     monkeypatch.setattr("gavamoe_hf.training.lora.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"Install it with `pip install \"gavamoe-hf\[quantization\]\"`"):
         LoraArguments(use_peft=True, load_in_4bit=True)
+
+
+def test_what_is_trained_is_in_32_bits(tiny, planted, tmp_path):
+    processor, model = tiny
+    parts = ["rating_model", "projections", "gates", "experts"]
+    for bf16 in (True, False):
+        half = build_model(processor, model_arguments())
+        half.load_state_dict(model.state_dict())
+        half.to(torch.bfloat16).rating_model.float()
+        trainer = adapted(
+            (processor, half), planted, tmp_path, trainable_parts=parts, bf16=bf16, max_steps=2, logging_steps=1
+        )
+        trained = {name: value for name, value in trainer.model.named_parameters() if value.requires_grad}
+        wide = {name for name, value in trained.items() if value.dtype == torch.float32}
+        in_full = {name for name in trained if ".modules_to_save." in name and ".rating_model." not in name}
+        assert any(".mlp.experts." in name for name in in_full)
+        # Without autocast, the language model needs one precision
+        assert wide == set(trained) - (set() if bf16 else in_full)
+        if bf16:
+            before = {name: value.detach().clone() for name, value in trained.items()}
+            trainer.train()
+            assert all(not torch.equal(trained[name], before[name]) for name in in_full)
 
 
 # Resuming
@@ -265,8 +291,8 @@ def run(base, output_dir, *options):
     return main([*command.split(), *options])
 
 
-def test_a_run_leaves_adapter_base_and_the_two_merged(base, tmp_path, caplog):
-    assert run(base, tmp_path / "run", "--use_peft") == 0
+def test_a_run_leaves_adapter_base_and_the_two_merged(base, tmp_path, capsys):
+    assert run(base, tmp_path / "run", "--use_peft", "--alpha", "0.3", "--beta", "0.2") == 0
     folder = tmp_path / "run"
     model, processor = load_checkpoint(folder)
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16" == str(model.dtype).split(".")[1]
@@ -282,8 +308,28 @@ def test_a_run_leaves_adapter_base_and_the_two_merged(base, tmp_path, caplog):
     row = json.loads((folder / "predictions_test.jsonl").read_text().splitlines()[0])
     rated = model.predict_rating(processor.users.index(row["user"]), processor.items.index(row["item"]))
     assert rated.item() == pytest.approx(row["predicted_rating"], abs=1e-5)
-    # Again, another rank
-    assert run(base, folder, "--use_peft", "--lora_r", "4", "--resume_from_checkpoint", "true") == 1
+    assert model.config.alpha == pytest.approx(0.3) and model.config.beta == pytest.approx(0.2)
+    # What stage 2 had left to do is done again, from the same base
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    (folder / "model.safetensors").unlink()
+    options = ("--use_peft", "--alpha", "0.3", "--beta", "0.2", "--resume_from_checkpoint", "true")
+    assert run(base, folder, *options) == 0
+    for name, value in load_checkpoint(folder)[0].state_dict().items():
+        assert torch.equal(value, kept[name]), name
+    assert run(base, folder, *options, "--lora_r", "4") == 1
+    assert "lora_r was None, now 4" in capsys.readouterr().err
+
+
+def test_what_stage_2_would_refuse_is_found_before_stage_1(base, tmp_path, capsys):
+    for options, message in (
+        (("--max_length", "5"), "The prompt alone takes"),
+        (("--use_peft", "--lora_target_modules", "query"), "query"),
+        (("--use_peft", "--trainable_parts", "attention"), "which LoRA adapts"),
+        (("--resume_from_checkpoint", "checkpoint-7"), "as true or false, but got 'checkpoint-7'"),
+    ):
+        assert run(base, tmp_path / "run", *options) == 1
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
 
 
 def test_full_training_is_in_32_bits_unless_asked(base, tmp_path):

@@ -418,7 +418,7 @@ def test_the_template_is_one_and_is_installed():
     assert (ROOT / "model_cards" / "template.md").read_text() == cards.TEMPLATE.read_text()
     package = ROOT / "src" / "gavamoe_hf"
     shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["gavamoe_hf"]
-    assert cards.TEMPLATE.name in shipped and all((package / name).is_file() for name in shipped)
+    assert cards.TEMPLATE.name in shipped and all(list(package.glob(name)) for name in shipped)
 
 
 def test_citation_is_that_of_the_readme():

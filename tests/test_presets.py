@@ -1,5 +1,6 @@
 """The presets have the sizes of the published models, counted by hand, and the recipes are what the command takes."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from gavamoe_hf import GaVaMoEConfig, GaVaMoEForCausalLM
 from gavamoe_hf.cli import train
 from gavamoe_hf.presets import llama_3_1_8b, llama_3_1_8b_paper
-from gavamoe_hf.training.lora import EXPERT_PARAMETERS, lora_config
+from gavamoe_hf.training.dry_run import memory_estimate
+from gavamoe_hf.training.lora import EXPERT_PARAMETERS, lora_config, untrained_model
 from gavamoe_hf.upcycling_gavamoe import count_parameters
 
 RECIPES = Path(__file__).parents[1] / "examples" / "recipes"
@@ -183,3 +185,22 @@ def test_the_recommended_recipe(parse):
     assert (config.vae_embedding_size, config.latent_size) == (768, 128)
     adapters = lora_config(lora_args, sft_args, config)
     assert set(adapters.target_parameters) == set(EXPERT_PARAMETERS) and "mlp.gate" in adapters.modules_to_save
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "options"),
+    [
+        ("llama-3.1-8b-paper.yaml", llama_3_1_8b_paper, ()),
+        ("llama-3.1-8b.yaml", llama_3_1_8b, ()),
+        ("llama-3.1-8b.yaml", llama_3_1_8b, ("--load_in_4bit",)),
+    ],
+)
+def test_recipes_say_what_a_step_takes(parse, name, preset, options):
+    _, _, _, sft_args, lora_args = parse(RECIPES / name, *options)
+    config = preset(9765, 6280)
+    model = untrained_model(config, config.dtype, sft_args, lora_config(lora_args, sft_args, config))
+    memory = memory_estimate(model, config, sft_args, 180, 80, lora_args.load_in_4bit)
+    stated = re.search(
+        r"(\d+) GB instead" if options else r"A step is estimated at (\d+) GB", (RECIPES / name).read_text()
+    )
+    assert sum(memory.values()) / 2**30 == pytest.approx(int(stated[1]), abs=0.5)

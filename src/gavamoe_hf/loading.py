@@ -22,12 +22,13 @@ def load_checkpoint(
     path_or_id: str, base_model: str | os.PathLike | None = None, **kwargs
 ) -> tuple[GaVaMoEForCausalLM, GaVaMoEProcessor]:
     """
-    Model (in evaluation mode) and processor of a checkpoint, or of a folder with a LoRA adapter, which is merged.
+    Model (in evaluation mode) and processor of a checkpoint, or of a local folder with a LoRA adapter, which is
+    merged.
 
     Args:
         path_or_id (`str`): A folder, or a Hub id.
         base_model (`str` or `os.PathLike`, *optional*): The base of an adapter, see [`load_adapter`].
-        kwargs: passed to `from_pretrained` of both (`revision`, `token`, ...).
+        kwargs: passed to `from_pretrained` of both (`revision`, `token`, ...), or of an adapter's base.
 
     Raises:
         `FileNotFoundError`: for a folder that lacks a file, naming it; `ValueError`: for one with a truncated file.
@@ -51,7 +52,7 @@ def load_adapter(
     The model that a LoRA adapter makes of its base, merged: it needs no PEFT any more.
 
     Args:
-        adapter (`str` or `os.PathLike`): A folder with `adapter_config.json`, or a Hub id.
+        adapter (`str` or `os.PathLike`): A folder with `adapter_config.json`.
         base_model (`str` or `os.PathLike`, *optional*):
             The GaVaMoE that the adapter was trained on, in its own precision. Defaults to a folder `base_model` beside
             the adapter, else to what the adapter names.
@@ -64,9 +65,11 @@ def load_adapter(
         beside = Path(adapter).parent / "base_model"
         named = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
         base_model = beside if beside.is_dir() else named
+    if base_model is not None and Path(base_model).is_dir():
+        check_checkpoint(Path(base_model), ("config.json", "model.safetensors"))
     try:
-        model = GaVaMoEForCausalLM.from_pretrained(base_model, **kwargs)
-    except (OSError, TypeError) as error:
+        model = GaVaMoEForCausalLM.from_pretrained(base_model or "", **kwargs)
+    except OSError as error:
         raise FileNotFoundError(
             f"Expected the base model of the adapter {adapter} at {str(base_model)!r}, but it could not be loaded. "
             f"Pass its folder as `base_model`. ({error})"

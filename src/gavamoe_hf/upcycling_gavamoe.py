@@ -133,8 +133,8 @@ class GaVaMoEUpcyclingMixin:
             model.generation_config = generation_config
         counts = {name: f"{count:,}" for name, count in count_parameters(model, num_copied).items()}
         logger.info(
-            "Upcycled (%s): %s parameters, %s of them new, %s active for a token, %s trainable",
-            *(expert_init, counts["total"], counts["new"], counts["active"], counts["trainable"]),
+            "Upcycled (%s): %s parameters, %s of them new, %s active for a token",
+            *(expert_init, counts["total"], counts["new"], counts["active"]),
         )
         return model.eval()
 

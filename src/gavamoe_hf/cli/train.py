@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 from transformers import logging as transformers_logging
 from trl import TrlParser
@@ -38,12 +39,14 @@ def run(argv: list[str]) -> None:
     if not _names_base_model(argv):
         parser.set_defaults_with_config(**FROM_SCRATCH)
     arguments = parser.parse_args_and_config(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    is_first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.INFO if is_first else logging.WARNING, format="%(message)s")
     transformers_logging.set_verbosity_warning()
     for noisy in ("httpx", "absl", "rouge_score", "datasets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if arguments[0].dry_run:
-        print(describe_run(*arguments))
+        text = describe_run(*arguments)
+        print(text if is_first else "", end="\n" * is_first)
         return
     metrics = run_training(*arguments)
     if not metrics:
@@ -57,7 +60,7 @@ def _names_base_model(argv: list[str]) -> bool:
     """Whether the options or their YAML file name a base model."""
     import yaml
 
-    if any(option.split("=")[0] == "--base_model" for option in argv):
+    if any(option.split("=")[0].replace("-", "_") == "__base_model" for option in argv):
         return True
     if "--config" not in argv[:-1]:
         return False

@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model
 from torch import nn
 
 from ..configuration_gavamoe import GaVaMoEConfig
-from ..modeling_gavamoe import GaVaMoEForCausalLM
 from ..processing_gavamoe import GaVaMoEProcessor
 from ..upcycling_gavamoe import count_parameters
 from .building import ModelArguments, build_config, build_processor
-from .lora import LoraArguments, lora_config
+from .lora import LoraArguments, lora_config, untrained_model
 from .pipeline import DataArguments, check_output_dir, is_resumed, read_data, torch_dtype_of
 from .sft_config import GaVaMoESFTConfig
-from .sft_trainer import check_experts_are_trained, freeze_parts, tokenize_records
+from .sft_trainer import tokenize_records
 
 # Training records whose lengths are looked at
 _SAMPLE = 2000
@@ -34,7 +32,7 @@ def describe_run(
     lora_args: LoraArguments,
 ) -> str:
     """
-    Checks data and options as [`run_training`] does, and describes the run; no weights are read or trained.
+    Checks data and options, prompts on a sample, and describes the run; no weights are read or trained.
 
     Returns:
         `str`: the parameters; an estimate of the memory of a step of stage 2, for each kind of tensor; lengths of the
@@ -47,7 +45,8 @@ def describe_run(
     train = read_data(data_args)[0]["train"]
     processor = build_processor(train, model_args, data_args.rating_levels)
     config = build_config(processor, model_args, data_args.rating_levels)
-    model = _untrained(config, model_args, sft_args, lora_args)
+    peft_config = lora_config(lora_args, sft_args, config)
+    model = untrained_model(config, torch_dtype_of(model_args, lora_args), sft_args, peft_config)
     sample = tokenize_records(train.select(range(min(_SAMPLE, len(train)))), processor, sft_args.max_length)
     batch = sample.select(range(min(sft_args.per_device_train_batch_size, len(sample))))
     lengths = [len(ids) for ids in sample["input_ids"]]
@@ -94,14 +93,16 @@ def memory_estimate(
         is_4_bit (`bool`, *optional*, defaults to `False`): Whether frozen linear layers are in 4 bits.
 
     Returns:
-        `dict[str, float]`: `weights`, `gradients`, `optimizer` (two moments), `activations` kept for the backward pass,
-        and `logits` (with their softmax and gradient).
+        `dict[str, float]`: `weights` (with autocast's copies), `gradients`, `optimizer` (two moments), `activations`
+        kept for the backward pass, and `logits` (with their softmax and gradient).
     """
     weights = gradients = 0.0
     quantised = _linear_weights(model) if is_4_bit else set()
     for name, parameter in model.named_parameters():
         is_quantised = name in quantised and not parameter.requires_grad
         weights += parameter.numel() * (_BYTES_OF_4_BIT if is_quantised else parameter.element_size())
+        if (args.bf16 or args.fp16) and parameter.dtype == torch.float32 and ".rating_model." not in name:
+            weights += parameter.numel() * 2  # autocast's copy
         if parameter.requires_grad:
             gradients += parameter.numel() * parameter.element_size()
     size = 2 if args.bf16 or args.fp16 or config.dtype in (torch.bfloat16, torch.float16) else 4
@@ -130,27 +131,9 @@ def memory_estimate(
     }
 
 
-def _untrained(
-    config: GaVaMoEConfig, model_args: ModelArguments, sft_args: GaVaMoESFTConfig, lora_args: LoraArguments
-) -> nn.Module:
-    """The model that stage 2 would train, without memory for its weights."""
-    dtype = torch_dtype_of(model_args, lora_args) or config.dtype or torch.float32
-    with torch.device("meta"):
-        model = GaVaMoEForCausalLM._from_config(config, dtype=dtype)
-        model.rating_model.float()
-        model.tie_weights()
-        peft_config = lora_config(lora_args, sft_args, config)
-        if peft_config is None:
-            freeze_parts(model, sft_args.trainable_parts)
-            return model
-        model = get_peft_model(model, peft_config)
-    check_experts_are_trained(model, sft_args.trainable_parts)
-    return model
-
-
 def _linear_weights(model: nn.Module) -> set[str]:
     """Names of what bitsandbytes quantises: linear layers but for the head, the rating model and those trained."""
-    kept = ("rating_model", "user_projection", "item_projection", "lm_head", "lora_")
+    kept = ("rating_model", "user_projection", "item_projection", "lm_head", "lora_", "original_module")
     return {
         f"{name}.weight"
         for name, module in model.named_modules()

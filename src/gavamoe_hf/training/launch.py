@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -22,19 +23,26 @@ def in_one_process(function: Callable[..., None], *arguments: Any) -> None:
     Calls a function in a new process that knows nothing of the others, and waits for it.
 
     Raises:
-        `RuntimeError`: if it fails; its own message is on standard error.
+        `torch.multiprocessing.ProcessRaisedException`: if it fails, with its traceback.
     """
-    process = torch.multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+    level = logging.getLogger().getEffectiveLevel()
     hidden = {name: value for name, value in os.environ.items() if _is_launchers(name)}
     for name in hidden:
         del os.environ[name]
     try:
-        process.start()
+        # Ends with this process, however that ends
+        context = torch.multiprocessing.start_processes(
+            _call, (function, arguments, level), nprocs=1, join=False, start_method="spawn"
+        )
     finally:
         os.environ.update(hidden)
-    process.join()
-    if process.exitcode != 0:
-        raise RuntimeError(f"{function.__name__} failed in a process of its own, with exit code {process.exitcode}.")
+    while not context.join():
+        pass
+
+
+def _call(_: int, function: Callable[..., None], arguments: tuple[Any, ...], level: int) -> None:
+    logging.basicConfig(level=level, format="%(message)s")
+    function(*arguments)
 
 
 def wait_for_file(path: Path) -> None:

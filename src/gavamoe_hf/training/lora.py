@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
+from peft.utils import ModulesToSaveWrapper
 from transformers import BitsAndBytesConfig
 
 from ..configuration_gavamoe import GaVaMoEConfig
+from ..modeling_gavamoe import GaVaMoEForCausalLM
+from ..vae_gmm_gavamoe import GaVaMoERatingModel
 from .sft_config import TRAINABLE_PARTS, GaVaMoESFTConfig
 
 ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -89,6 +93,16 @@ def lora_config(args: LoraArguments, sft_args: GaVaMoESFTConfig, config: GaVaMoE
     parameters = args.lora_target_parameters
     if parameters is None:
         parameters = list(EXPERT_PARAMETERS) if has_experts and "experts" not in in_full else []
+    if set(parameters) not in (set(), set(EXPERT_PARAMETERS)):
+        raise ValueError(
+            f"Expected `lora_target_parameters` as {list(EXPERT_PARAMETERS)}, both of them or, in a YAML file, [] for "
+            f"none, but got {parameters}. With one alone, experts that start at zero stay there."
+        )
+    if "attention" in in_full:
+        raise ValueError(
+            'Expected `trainable_parts` without "attention", which LoRA adapts, but got '
+            f"{in_full}. Leave it out, or train without `use_peft`."
+        )
     if parameters and args.lora_dropout > 0:
         raise ValueError(
             f"Expected `lora_dropout` 0 with the experts' parameters under LoRA, but got {args.lora_dropout}. Leave it "
@@ -106,6 +120,35 @@ def lora_config(args: LoraArguments, sft_args: GaVaMoESFTConfig, config: GaVaMoE
         target_parameters=parameters or None,
         modules_to_save=[name for part in in_full if part not in absent for name in TRAINABLE_PARTS[part]],
     )
+
+
+def untrained_model(
+    config: GaVaMoEConfig, dtype: torch.dtype | None, sft_args: GaVaMoESFTConfig, peft_config: LoraConfig | None
+) -> torch.nn.Module:
+    """
+    The model that stage 2 would train, on the meta device, where it takes no memory.
+
+    Raises:
+        `ValueError`: for a `peft_config` that does not fit the model, or leaves its experts frozen.
+    """
+    with torch.device("meta"):
+        model = GaVaMoEForCausalLM._from_config(config, dtype=dtype or config.dtype or torch.float32)
+        model.rating_model.float()
+        model.tie_weights()
+        if peft_config is None:
+            freeze_parts(model, sft_args.trainable_parts)
+            return model
+        names = [name for name, _ in model.named_modules()]
+        unknown = [end for end in peft_config.target_modules if not any(name.endswith(end) for name in names)]
+        if unknown:
+            raise ValueError(
+                f"Expected `lora_target_modules` among the model's layers, such as {', '.join(ATTENTION_MODULES)}, but "
+                f"got {unknown}."
+            )
+        model = get_peft_model(model, copy.deepcopy(peft_config))
+    check_experts_are_trained(model, sft_args.trainable_parts)
+    use_full_precision(model, sft_args.bf16 or sft_args.fp16)
+    return model
 
 
 def quantization_config(
@@ -141,3 +184,28 @@ def check_experts_are_trained(model: torch.nn.Module, trainable_parts: list[str]
             f'`target_parameters={list(EXPERT_PARAMETERS)}` (LoRA), or add "mlp.experts" to `modules_to_save` (in '
             'full). To freeze them on purpose, set `trainable_parts` without "experts".'
         )
+
+
+@torch.no_grad()
+def use_full_precision(model: torch.nn.Module, is_autocast: bool) -> None:
+    """
+    Keeps in 32 bits what is trained in full beside LoRA, as its adapters are: in 16 most of AdamW's small steps would
+    be lost to rounding. Without autocast all but the rating model need one precision, and it alone is kept. (TRL lowers
+    all that QLoRA trains.)
+    """
+    for module in model.modules():
+        if not isinstance(module, ModulesToSaveWrapper):
+            continue
+        if is_autocast or isinstance(module.original_module, GaVaMoERatingModel):
+            for copied in module.modules_to_save.values():
+                for parameter, original in zip(copied.parameters(), module.original_module.parameters(), strict=True):
+                    parameter.data = original.detach().float().clone()
+
+
+def freeze_parts(model: torch.nn.Module, trainable: list[str] | None) -> None:
+    """Leaves the named parts of [`TRAINABLE_PARTS`] trainable and no others; all as they are where none is named."""
+    if trainable is None:
+        return
+    modules = [f".{module}." for part in trainable for module in TRAINABLE_PARTS[part]]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(module in f".{name}" for module in modules))

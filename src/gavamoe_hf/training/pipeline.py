@@ -42,14 +42,15 @@ from ..model_card import CARD_FILE, is_unedited_card, model_card, write_model_ca
 from ..modeling_gavamoe import GaVaMoEForCausalLM
 from ..plots import LATENT_SPACE_FILE, plot_latent_space
 from ..processing_gavamoe import GaVaMoEProcessor
+from ..upcycling_gavamoe import count_parameters
 from ..vae_gmm_gavamoe import GaVaMoERatingModel
 from .building import ModelArguments, build_model, build_processor
 from .launch import in_one_process, wait_for_file
-from .lora import LoraArguments, lora_config, quantization_config
+from .lora import LoraArguments, lora_config, quantization_config, untrained_model
 from .rating_trainer import RatingDataset, RatingTrainer, RatingTrainingArguments
 from .resume import last_complete_checkpoint
 from .sft_config import GaVaMoESFTConfig
-from .sft_trainer import GaVaMoESFTTrainer
+from .sft_trainer import GaVaMoESFTTrainer, prepare_examples
 
 logger = logging.getLogger(__name__)
 
@@ -221,8 +222,16 @@ def run_training(
     set_seed(sft_args.seed)
     processor = build_processor(records["train"], model_args, data_args.rating_levels)
     model = build_model(processor, model_args, data_args.rating_levels, torch_dtype_of(model_args, lora_args))
+    for name in ("alpha", "beta"):
+        if getattr(sft_args, name) is not None:
+            setattr(model.config, name, getattr(sft_args, name))
+    # Whatever stage 2 would not take is found before stage 1
     peft_config = lora_config(lora_args, sft_args, model.config)
-    _log_sizes(model)
+    untrained_model(model.config, model.dtype, sft_args, peft_config)
+    examples = {
+        split: prepare_examples(records[split], processor, sft_args, is_training=split == "train")
+        for split in ("train", "validation")
+    }
     # All have looked at the folder by now
     with sft_args.main_process_first(desc="making output_dir"):
         if sft_args.process_index == 0:
@@ -239,11 +248,12 @@ def run_training(
     if peft_config is not None:
         dtype = torch.bfloat16 if sft_args.bf16 else torch.float32
         quantization = quantization_config(lora_args, peft_config.modules_to_save, dtype)
-        model = adapted_base(model, processor, sft_args, output_dir, quantization)
-    model = train_explanations(model, processor, records, sft_args, output_dir, resume, peft_config)
+        model = adapted_base(model, processor, sft_args, output_dir, resume, quantization)
+    model = train_explanations(model, processor, examples, sft_args, output_dir, resume, peft_config)
     if model is None:
         return {}
     save_checkpoint(model, processor, output_dir)
+    _move(model, sft_args.device)
     metrics, rows = evaluate_run(model, processor, records, ratings, truth, data_args.generation_batch_size)
     write_json_lines(output_dir / PREDICTIONS_FILE, rows)
     write_json(output_dir / METRICS_FILE, metrics)
@@ -289,6 +299,8 @@ def _rating_stage(
 ) -> None:
     checkpoints = output_dir / CHECKPOINT_FOLDER / "rating"
     args = RatingTrainingArguments(output_dir=str(checkpoints), **options)
+    # Small, and not to depend on the number of GPUs
+    args._n_gpu = min(args.n_gpu, 1)
     trainer = RatingTrainer(rating_model, args, ratings["train"], ratings["validation"])
     trainer.train(resume_from_checkpoint=resume)
     rating_model.cpu()
@@ -303,13 +315,18 @@ def adapted_base(
     processor: GaVaMoEProcessor,
     sft_args: GaVaMoESFTConfig,
     output_dir: Path,
+    resume: bool = False,
     quantization: BitsAndBytesConfig | None = None,
 ) -> GaVaMoEForCausalLM:
-    """Leaves the model that LoRA is to adapt in `base_model/`, whose name the adapter keeps, and quantises it for
-    QLoRA."""
+    """Leaves the model that LoRA is to adapt in `base_model/`, whose name the adapter keeps, or takes the one that a
+    resumed run left there; quantises it for QLoRA."""
     folder = output_dir / BASE_FOLDER
+    # Written last
+    is_saved = resume and (folder / "config.json").is_file()
     with sft_args.main_process_first(desc="saving the base model"):
-        if sft_args.process_index == 0:
+        if is_saved:
+            model = GaVaMoEForCausalLM.from_pretrained(folder)
+        elif sft_args.process_index == 0:
             save_checkpoint(model, processor, folder)
     model.name_or_path = str(folder)
     if quantization is None:
@@ -321,20 +338,22 @@ def adapted_base(
 def train_explanations(
     model: GaVaMoEForCausalLM,
     processor: GaVaMoEProcessor,
-    records: DatasetDict,
+    records: Mapping[str, Dataset],
     sft_args: GaVaMoESFTConfig,
     output_dir: Path,
     resume: bool = False,
     peft_config: LoraConfig | None = None,
 ) -> GaVaMoEForCausalLM | None:
-    """Stage 2: the model of the best epoch, merged where it was trained by LoRA; `None` in processes other than the
-    first."""
+    """Stage 2: the model of the best epoch; `None` in processes other than the first. One that was trained by LoRA, or
+    in several processes, is a new one, merged, on the CPU."""
     folder = output_dir / CHECKPOINT_FOLDER / "explanation"
     args = copy.copy(sft_args)
     args.output_dir = str(folder)
     last = last_complete_checkpoint(folder) if resume else None
     train, validation = records["train"], records["validation"]
     trainer = GaVaMoESFTTrainer(model, args, train, validation, processor, peft_config=peft_config)
+    counts = {name: f"{count:,}" for name, count in count_parameters(trainer.model).items()}
+    logger.info("Stage 2: %s parameters, %s of them trained", counts["total"], counts["trainable"])
     trainer.train(resume_from_checkpoint=last)
     if peft_config is None and args.world_size == 1:
         write_json(output_dir / "training_log.json", trainer.state.log_history)
@@ -346,11 +365,9 @@ def train_explanations(
         return None
     write_json(output_dir / "training_log.json", trainer.state.log_history)
     unset_hf_deepspeed_config()
-    device = args.device
-    del trainer, model
     if peft_config is None:
-        return GaVaMoEForCausalLM.from_pretrained(saved).to(device)
-    return load_adapter(saved, output_dir / BASE_FOLDER).to(device)
+        return GaVaMoEForCausalLM.from_pretrained(saved)
+    return load_adapter(saved, output_dir / BASE_FOLDER)
 
 
 def evaluate_run(
@@ -424,7 +441,13 @@ def leave_model_card(
 
 def is_resumed(sft_args: GaVaMoESFTConfig) -> bool:
     """Whether a run is to go on from an earlier one; the command line gives a text."""
-    return str(sft_args.resume_from_checkpoint or "").lower() not in ("", "false", "none")
+    value = str(sft_args.resume_from_checkpoint or "false").lower()
+    if value not in ("true", "false", "none"):
+        raise ValueError(
+            f"Expected `resume_from_checkpoint` as true or false, but got {value!r}. A run goes on from the last "
+            "checkpoint in its `output_dir`."
+        )
+    return value == "true"
 
 
 def check_output_dir(output_dir: Path, resume: bool, overwrite: bool) -> None:
@@ -498,7 +521,10 @@ def torch_dtype_of(model_args: ModelArguments, lora_args: LoraArguments) -> torc
     return None if lora_args.use_peft else torch.float32
 
 
-def _log_sizes(model: GaVaMoEForCausalLM) -> None:
-    total = sum(parameter.numel() for parameter in model.parameters())
-    rating = sum(parameter.numel() for parameter in model.rating_model.parameters())
-    logger.info("%.2f M parameters, %.2f M of them in the rating model", total / 1e6, rating / 1e6)
+def _move(model: GaVaMoEForCausalLM, device: torch.device) -> None:
+    """To the device where it is scored, if it fits there whole: it may have been trained spread, or in 4 bits."""
+    try:
+        model.to(device)
+    except torch.OutOfMemoryError as error:
+        logger.warning("The whole model does not fit %s, so that it is scored on the CPU: %s", device, error)
+        model.to("cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import defaultdict
 from pathlib import Path
@@ -10,16 +11,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from peft.utils import ModulesToSaveWrapper
 from trl import SFTTrainer
 
 from ..data.collator import ExplanationCollator
 from ..processing_gavamoe import GaVaMoEProcessor
-from ..vae_gmm_gavamoe import GaVaMoERatingModel
-from .lora import check_experts_are_trained
+from .lora import check_experts_are_trained, freeze_parts, use_full_precision
 from .optimizer import grouped_optimizer
 from .resume import check_fits
-from .sft_config import TRAINABLE_PARTS, GaVaMoESFTConfig
+from .sft_config import GaVaMoESFTConfig
+
+logger = logging.getLogger(__name__)
 
 RECORD_COLUMNS = ("user", "item", "rating", "feature", "explanation")
 EXAMPLE_COLUMNS = ("input_ids", "labels", "user_id", "item_id", "rating")
@@ -66,6 +67,15 @@ def tokenize_records(
     return records.map(encode, with_indices=True, remove_columns=records.column_names, desc="Tokenizing records")
 
 
+def prepare_examples(
+    dataset: Dataset | None, processor: GaVaMoEProcessor, args: GaVaMoESFTConfig, is_training: bool = True
+) -> Dataset | None:
+    """Training or validation examples as [`GaVaMoESFTTrainer`] makes them of records; what is tokenised stays."""
+    if dataset is None or "input_ids" in dataset.column_names:
+        return dataset
+    return tokenize_records(dataset, processor, args.max_length, args.feature_dropout * is_training, args.seed)
+
+
 class GaVaMoESFTTrainer(SFTTrainer):
     """
     TRL's SFTTrainer with the loss of eq. 13, `alpha * elbo + (1 - alpha) * (nll + router_aux_loss_coef * aux)`. All
@@ -97,12 +107,12 @@ class GaVaMoESFTTrainer(SFTTrainer):
             raise TypeError(f"Expected `processor` as a GaVaMoEProcessor, but got {type(processor).__name__}.")
         self.processor = processor
         tokenizer = processor.tokenizer
-        datasets = []
-        for name, dataset in (("train", train_dataset), ("eval", eval_dataset)):
-            if dataset is not None and "input_ids" not in dataset.column_names:
-                dropout = args.feature_dropout if name == "train" else 0.0
-                dataset = tokenize_records(dataset, processor, args.max_length, dropout, args.seed)
-            datasets.append(dataset)
+        if args.n_gpu > 1:
+            # Without a launcher, Trainer would split batches by nn.DataParallel, which gives no ELBO
+            logger.warning("Using one of %d GPUs. `accelerate launch` uses all.", args.n_gpu)
+            args._n_gpu = 1
+        train_dataset = prepare_examples(train_dataset, processor, args)
+        eval_dataset = prepare_examples(eval_dataset, processor, args, is_training=False)
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
         freeze_parts(model, args.trainable_parts)
         config = model.config
@@ -113,14 +123,14 @@ class GaVaMoESFTTrainer(SFTTrainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=datasets[0],
-            eval_dataset=datasets[1],
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             processing_class=tokenizer,
             data_collator=ExplanationCollator(tokenizer.pad_token_id, args.pad_to_multiple_of),
             **kwargs,
         )
         check_experts_are_trained(self.model, args.trainable_parts)
-        _restore_rating_precision(self.model)
+        use_full_precision(self.model, args.bf16 or args.fp16)
         # Asked for by this trainer alone: a saved config that asks for router logits slows every later generation
         config.output_router_logits = False
         if self.accelerator.is_fsdp2:
@@ -239,22 +249,3 @@ class GaVaMoESFTTrainer(SFTTrainer):
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             self.processor.save_pretrained(str(Path(self.args.output_dir if output_dir is None else output_dir)))
-
-
-@torch.no_grad()
-def _restore_rating_precision(model: torch.nn.Module) -> None:
-    """Undoes, on the adapter's copy of the rating model, that TRL halves the precision of all that QLoRA trains."""
-    for module in model.modules():
-        if isinstance(module, ModulesToSaveWrapper) and isinstance(module.original_module, GaVaMoERatingModel):
-            for copied in module.modules_to_save.values():
-                for parameter, original in zip(copied.parameters(), module.original_module.parameters(), strict=True):
-                    parameter.data = original.detach().clone()
-
-
-def freeze_parts(model: torch.nn.Module, trainable: list[str] | None) -> None:
-    """Leaves the named parts of [`TRAINABLE_PARTS`] trainable and no others; all as they are where none is named."""
-    if trainable is None:
-        return
-    modules = [f".{module}." for part in trainable for module in TRAINABLE_PARTS[part]]
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(module in f".{name}" for module in modules))
