@@ -99,7 +99,8 @@ for path in sys.argv[1:]:
 
 
 def test_every_example_has_help():
-    assert {path.stem for path in EXAMPLES} == {"explain", "quickstart", "train_explanation", "train_rating"}
+    names = {"explain", "quickstart", "reproduce_paper", "train_explanation", "train_rating"}
+    assert {path.stem for path in EXAMPLES} == names
     command = [sys.executable, "-c", HELP, *map(str, EXAMPLES)]
     output = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert output.returncode == 0, output.stderr

@@ -46,7 +46,8 @@ def test_a_run_of_two_processes(planted, tmp_path):
     command = (
         f"train --dataset {tmp_path / 'data'} --output_dir {tmp_path / 'run'} --use_cpu true --use_peft "
         "--hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --moe_intermediate_size 16 --num_experts 4 "
-        "--vocab_size 500 --num_clusters auto --rating_bias_epochs 1 --rating_autoencoder_epochs 1 --rating_num_train_epochs 1 "
+        "--vocab_size 500 --num_clusters auto --rating_bias_epochs 1 --rating_autoencoder_epochs 1 "
+        "--rating_num_train_epochs 1 "
         "--rating_refinement_epochs 1 --max_steps 3 --disable_tqdm true --save_strategy no --eval_strategy no "
         "--load_best_model_at_end false"
     )

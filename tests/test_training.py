@@ -242,10 +242,10 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path):
     from gavamoe_hf.training.resume import last_complete_checkpoint
 
     assert last_complete_checkpoint(tmp_path / "nothing") is None
-    for step in (9, 20, 100):
+    for step in (9, 20, 100, 150):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    for step in (9, 20):
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+    for step, state in ((9, "{}"), (20, "{}"), (150, '{"global_step": 15')):
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-20")
 
 

@@ -3,8 +3,8 @@
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, NamedSplit
 
 from .checks import COLUMNS, REQUIRED, check_columns, clean_split_names, clean_table, closest_column
-from .errors import DataError, show_names
+from .errors import DataError, show_names, show_value
+from .published import REVIEWS_FILE, is_published, read_published
 from .readers import RawRecords, read_source
 from .splits import SPLITS, held_out_rows, split_indices
 
@@ -31,6 +32,7 @@ def load_records(
     rating_levels: Sequence[float] = (1, 2, 3, 4, 5),
     unknown_held_out: Literal["error", "drop"] = "error",
     split_seed: int = 0,
+    index_folder: str | None = None,
 ) -> DatasetDict:
     """
     Load records, check every value, and make sure that there are three splits that fit together (3.1).
@@ -42,7 +44,9 @@ def load_records(
         source (`str`, `os.PathLike`, [`~datasets.Dataset`], [`~datasets.DatasetDict`] or `dict`):
             A `.jsonl`, `.json` (JSON lines or an array), `.csv` or `.parquet` file; a folder with such files
             named `train`, `validation` (or `valid`, `val`, `dev`) and `test`, whose other files are left
-            alone; a `Dataset` or a dict of them by split; a folder written by `save_to_disk`; or a Hub id.
+            alone; a folder with `reviews.pickle` and index files, as published with PETER and PEPLER
+            ([`read_published`]); a `Dataset` or a dict of them by split; a folder written by `save_to_disk`; or a
+            Hub id.
         column_mapping (`dict[str, str]`, *optional*): The source's names of our columns where they differ,
             such as `{"user": "reviewerID"}`. Keys: `user`, `item`, `rating`, `feature`, `explanation`,
             `split`.
@@ -50,6 +54,8 @@ def load_records(
         unknown_held_out (`"error"` or `"drop"`, defaults to `"error"`): What to do with records of validation
             and test whose user or item train does not have: no model can know these.
         split_seed (`int`, defaults to 0): Seed of a random split.
+        index_folder (`str`, *optional*): Beside `reviews.pickle`, the sub-folder whose index files are taken; by
+            default the folder itself where it has any, else `"1"`.
 
     Returns:
         [`~datasets.DatasetDict`]: `train`, `validation` and `test`, each with the columns `user` (string),
@@ -68,7 +74,7 @@ def load_records(
     names = _resolve_names(column_mapping)
     asked = {ours: names[ours] for ours in names if ours in REQUIRED or ours in (column_mapping or {})}
 
-    parts = read_source(source, set(names.values()))
+    parts = _read_parts(source, set(names.values()), index_folder)
     is_unsplit = set(parts) == {"train"}
     if not is_unsplit:
         # A data set that has splits needs no column that names them.
@@ -83,6 +89,17 @@ def load_records(
     tables = _check_held_out(tables, drop=unknown_held_out == "drop")
     _warn_contradictions(tables)
     return DatasetDict({split: Dataset(tables[split], split=NamedSplit(split)) for split in SPLITS})
+
+
+def _read_parts(source: Any, wanted: Collection[str], index_folder: str | None) -> dict[str, RawRecords]:
+    if is_published(source):
+        return read_published(source, wanted, index_folder)
+    if index_folder is not None:
+        raise DataError(
+            f"expected no index_folder, which is for a folder with {REVIEWS_FILE}, but got {index_folder!r} with "
+            f"{show_value(source)}. Leave it out."
+        )
+    return read_source(source, wanted)
 
 
 def _check_levels(rating_levels: Sequence[float]) -> list[float]:

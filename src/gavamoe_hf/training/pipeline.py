@@ -112,9 +112,13 @@ class DataArguments:
 
     dataset: str = field(
         metadata={
-            "help": "A .jsonl, .json, .csv or .parquet file, a folder with train, validation and test files, a Hub id, "
-            'or "synthetic" for the built-in data.'
+            "help": "A .jsonl, .json, .csv or .parquet file, a folder with train, validation and test files or with "
+            'reviews.pickle and index files, a Hub id, or "synthetic" for the built-in data.'
         }
+    )
+    index_folder: str | None = field(
+        default=None,
+        metadata={"help": "Beside reviews.pickle, the sub-folder with the index files to use, such as 1 to 5."},
     )
     column_mapping: list[str] | None = field(
         default=None,
@@ -172,6 +176,7 @@ def read_data(args: DataArguments) -> tuple[DatasetDict, SyntheticTruth | None]:
         rating_levels=args.rating_levels,
         unknown_held_out=args.unknown_held_out,
         split_seed=args.split_seed,
+        index_folder=args.index_folder,
     )
     truth_file = Path(args.dataset) / _TRUTH_FILE
     return records, SyntheticTruth.from_json(truth_file) if truth_file.is_file() else None
@@ -253,7 +258,7 @@ def run_training(
     if model is None:
         return {}
     save_checkpoint(model, processor, output_dir)
-    _move(model, sft_args.device)
+    place_for_scoring(model, sft_args.device)
     metrics, rows = evaluate_run(model, processor, records, ratings, truth, data_args.generation_batch_size)
     write_json_lines(output_dir / PREDICTIONS_FILE, rows)
     write_json(output_dir / METRICS_FILE, metrics)
@@ -521,7 +526,7 @@ def torch_dtype_of(model_args: ModelArguments, lora_args: LoraArguments) -> torc
     return None if lora_args.use_peft else torch.float32
 
 
-def _move(model: GaVaMoEForCausalLM, device: torch.device) -> None:
+def place_for_scoring(model: GaVaMoEForCausalLM, device: torch.device) -> None:
     """To the device where it is scored, if it fits there whole: it may have been trained spread, or in 4 bits."""
     try:
         model.to(device)

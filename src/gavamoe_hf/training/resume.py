@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -25,11 +26,20 @@ def last_complete_checkpoint(folder: Path) -> str | None:
     """
     The newest `checkpoint-STEP` of a trainer's folder that was written whole, or `None`.
 
-    The trainer writes its state last, so that a checkpoint without it is one during whose writing the run ended.
+    The trainer writes its state last, so that a checkpoint without it, or with a part of it, is one during whose
+    writing the run ended.
     """
-    checkpoints = [path.parent for path in folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
+    checkpoints = [path.parent for path in folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}") if _is_whole(path)]
     steps = {int(path.name.rpartition("-")[2]): path for path in checkpoints}
     return str(steps[max(steps)]) if steps else None
+
+
+def _is_whole(state: Path) -> bool:
+    try:
+        json.loads(state.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
 
 
 def check_fits(checkpoint: Path, model: torch.nn.Module) -> None:
