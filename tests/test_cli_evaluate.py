@@ -75,10 +75,12 @@ class TestPredictions:
             "20",
         ]
         options += ["--profile", "pepler", "default", "--protocol", "predicted", "--compare", str(other), "--seed", "3"]
+        options += ["--compare_protocol", "given"]
         assert main(["evaluate", *options]) == 0
         metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
         assert metrics["profile"] == "pepler" and metrics["protocol"] == "predicted"
         assert metrics["profiles"]["default"]["comparison"]["scores"]["rouge_1"] == 100
+        assert metrics["comparison"]["protocol"] == "given" and "num_dropped" not in metrics
         assert metrics["bootstrap"] == {"resamples": 20, "seed": 3}
 
     def test_sentiment(self, predictions: Path, tmp_path: Path) -> None:
@@ -97,6 +99,7 @@ class TestPredictions:
             (["--model", "somewhere"], "Expected either `--model` or `--predictions`"),
             (["--bootstrap_samples", "0"], "Expected at least one resample"),
             (["--compare", "nothing.jsonl"], "nothing.jsonl"),
+            (["--compare_protocol", "given"], "Expected a file to compare with `--compare_protocol`"),
             (["--dataset", "synthetic"], "expected the user 'user_"),
         ],
     )
@@ -113,7 +116,8 @@ class TestPredictions:
 
     def test_metrics_of_a_training_run_are_kept(self, predictions: Path, tmp_path: Path, capsys) -> None:
         options = ["evaluate", "--predictions", str(predictions), "--output_dir", str(tmp_path)]
-        (tmp_path / "metrics.json").write_text('{"bleu_1": 1.0}', encoding="utf-8")
+        content = '{"bleu_1": 1.0, "profile": "default", "signatures": {"bleu_1": "profile:default"}}'
+        (tmp_path / "metrics.json").write_text(content, encoding="utf-8")
         assert main(options) == 1
         assert "metrics.json is not from `gavamoe evaluate`" in capsys.readouterr().err
         assert main([*options, "--overwrite_output_dir"]) == 0
@@ -184,6 +188,48 @@ class TestModel:
         os.utime(weights)
         assert main(model_options(checkpoint, dataset, tmp_path)) == 1
         assert "of another model" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("is_one_file", [False, True])
+    def test_records_of_unknown_users(self, is_one_file, checkpoint, dataset, tmp_path, capsys) -> None:
+        """They are left out, counted, and left out again where the predictions are scored anew."""
+        parts = {split: read(dataset / f"{split}.jsonl") for split in ("train", "validation", "test")}
+        known, strange = len(parts["test"]), {**parts["test"][0], "user": "nobody"}
+        parts["test"] = [strange, *parts["test"], strange]
+        data = tmp_path / "data"
+        data.mkdir()
+        for split, rows in parts.items():
+            if not is_one_file:
+                write(data / f"{split}.jsonl", rows)
+        if is_one_file:
+            data = write(data / "all.jsonl", [{**row, "part": split} for split in parts for row in parts[split]])
+        mapping = ["--column_mapping", "split=part"] if is_one_file else []
+        assert main(model_options(checkpoint, data, tmp_path / "out", *mapping)) == 0
+        metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+        assert (metrics["num_records"], metrics["num_dropped"]) == (known, 2)
+        again = ["evaluate", "--predictions", str(tmp_path / "out" / "predictions_given.jsonl"), "--dataset", str(data)]
+        again += ["--output_dir", str(tmp_path / "again"), "--bootstrap_samples", "10", "--protocol", "given", *mapping]
+        assert main(again) == 1
+        assert "Pass unknown_held_out='drop'" in capsys.readouterr().err
+        assert main([*again, "--unknown_held_out", "drop"]) == 0
+        assert json.loads((tmp_path / "again" / "metrics.json").read_text(encoding="utf-8")) == metrics
+        assert main(model_options(checkpoint, data, tmp_path / "x", "--unknown_held_out", "error", *mapping)) == 1
+
+    def test_no_records_are_dropped(self, checkpoint, dataset, tmp_path) -> None:
+        everything = [row for split in ("train", "validation", "test") for row in read(dataset / f"{split}.jsonl")]
+        data = write(tmp_path / "all.jsonl", everything)
+        assert main(model_options(checkpoint, data, tmp_path / "out")) == 0
+        assert json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))["num_dropped"] == 0
+
+    def test_sentiment_of_a_comparison_is_checked_first(self, checkpoint, dataset, tmp_path, capsys) -> None:
+        pytest.importorskip("vaderSentiment")
+        rows = [
+            {"user": row["user"], "item": row["item"], "reference": row["explanation"], "prediction": "x"}
+            for row in read(dataset / "test.jsonl")
+        ]
+        more = ["--sentiment", "--compare", str(write(tmp_path / "other.jsonl", rows))]
+        assert main(model_options(checkpoint, dataset, tmp_path / "out", *more)) == 1
+        assert "other.jsonl: expected 'rating' in every line" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
 
     def test_needs_data(self, checkpoint: Path, tmp_path: Path, capsys) -> None:
         assert main(["evaluate", "--model", str(checkpoint), "--output_dir", str(tmp_path)]) == 1

@@ -1,5 +1,6 @@
 """Intervals and tests: the same seed gives the same, they cover what they claim, and agree with scoring anew."""
 
+import dataclasses
 import random
 
 import numpy as np
@@ -85,9 +86,38 @@ def test_the_same_seed_gives_the_same_intervals() -> None:
     first, again, other = (confidence_intervals(scored, resample_scores([scored], 50, seed)[0]) for seed in (0, 0, 1))
     assert first == again != other
     assert set(first) == set(scored.scores())
+    # All outputs are different, and each feature is named by several
+    assert {key for key in first if first[key] is None} == {"unique_sentence_ratio", "feature_coverage"}
     for key, value in scored.scores().items():
-        lower, upper = first[key]
-        assert lower <= value <= upper, key
+        if first[key] is not None:
+            lower, upper = first[key]
+            assert lower <= value <= upper, key
+
+
+def test_no_interval_where_nothing_varies() -> None:
+    # Outputs that are all different, and name the same feature
+    different = [PredictionRecord(line, "u", "i", "a", f"x{line} w1", ("w1",), 3.0, 3.0) for line in range(1, 9)]
+    scored = statistics(different)
+    found = confidence_intervals(scored, resample_scores([scored], 50)[0])
+    assert scored.scores()["unique_sentence_ratio"] == scored.scores()["feature_match"] == 1
+    for key in ("unique_sentence_ratio", "feature_coverage", "feature_match", "rating_mae"):
+        assert found[key] is None, key
+    assert found["distinct_1"] is None  # one new token of two in each: no record changes the share
+    # One of them twice: the ratio is another without either
+    scored = statistics([*different, different[0]])
+    assert confidence_intervals(scored, resample_scores([scored], 50)[0])["unique_sentence_ratio"][0] < 8 / 9
+
+
+def test_feature_in_one_record_alone() -> None:
+    records = random_records(3, seed=0)
+    for place in (1, 2):
+        records[place] = dataclasses.replace(records[place], features=())
+    scored = statistics(records)
+    seed = next(seed for seed in range(99) if not np.concatenate(list(resample_weights(3, 1, seed)))[0, 0])
+    assert scored.scores()["feature_match"] in (0, 1)
+    for num_resamples, seed_ in ((1, seed), (200, 0)):
+        resampled = resample_scores([scored], num_resamples, seed_)
+        assert confidence_intervals(scored, resampled[0])["feature_match"] is None
 
 
 def test_bootstrap_covers_the_mean() -> None:
@@ -142,7 +172,7 @@ class TestPairedTest:
         tests = self.compare(records, list(records))
         assert len(tests) == 13
         for test in tests.values():
-            assert test == {"difference": 0.0, "confidence_95": [0.0, 0.0], "p_value": 1.0}
+            assert test == {"difference": 0.0, "confidence_95": None, "p_value": 1.0}
 
     def test_clearly_better(self) -> None:
         tests = self.compare(random_records(150, 0, share_kept=0.9), random_records(150, 0, share_kept=0.3))
@@ -180,4 +210,9 @@ class TestPairedTest:
         same = [PredictionRecord(line, "u", "i", "a", "x", ("w1",), 3.0, 3.0) for line in range(1, 5)]
         different = [PredictionRecord(line, "u", "i", "a", f"x{line}", ("w1",), 3.0, 3.0) for line in range(1, 5)]
         test = self.compare(same, different)["unique_sentence_ratio"]
-        assert test["difference"] == pytest.approx(1 / 4 - 1) and test["p_value"] is None
+        assert test == {"difference": pytest.approx(1 / 4 - 1), "confidence_95": None, "p_value": None}
+
+    def test_one_record_proves_nothing(self) -> None:
+        right, wrong = (PredictionRecord(1, "u", "i", "a b", text, ("w1",), 3.0, 3.0) for text in ("a b", "c"))
+        test = self.compare([right], [wrong])["rouge_1"]
+        assert test == {"difference": pytest.approx(100), "confidence_95": None, "p_value": None}

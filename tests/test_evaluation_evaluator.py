@@ -8,6 +8,7 @@ import tracemalloc
 from pathlib import Path
 
 import evaluate
+import numpy as np
 import pytest
 from huggingface_hub import RepoCard
 
@@ -19,7 +20,9 @@ from gavamoe_hf.evaluation import (
     score_profile,
     score_text,
 )
-from gavamoe_hf.evaluation.evaluator import markdown_table, write_evaluation
+from gavamoe_hf.evaluation.bootstrap import resample_weights
+from gavamoe_hf.evaluation.evaluator import markdown_table, score_predictions, write_evaluation
+from gavamoe_hf.evaluation.prediction_files import Corpus
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "musical_instruments" / "peer_predictions"
 
@@ -90,8 +93,22 @@ def test_without_optional_keys(tmp_path: Path) -> None:
 
 def test_one_record(tmp_path: Path) -> None:
     result = evaluate_predictions(write(tmp_path / "p.jsonl", rows()[:1]), EvaluationOptions(num_resamples=5))
-    assert result["confidence_95"]["bleu_1"] == [result["bleu_1"]] * 2
-    assert result["confidence_95"]["distinct_1"] == [100.0, 100.0] and "feature_diversity" not in result
+    # One record says nothing of how much another would differ
+    assert set(result["confidence_95"]) == set(result["signatures"]) and "feature_diversity" not in result
+    assert set(result["confidence_95"].values()) == {None}
+    assert f"| bleu_1 | {result['bleu_1']:.4f} |  |\n" in markdown_table(result)
+
+
+def test_score_that_no_resample_has(tmp_path: Path) -> None:
+    # The only resample of the two records draws one of them twice: there is no pair of different outputs in it
+    seed = next(seed for seed in range(9) if np.concatenate(list(resample_weights(2, 1, seed))).max() == 2)
+    path = write(tmp_path / "p.jsonl", rows()[:2])
+    result = evaluate_predictions(path, EvaluationOptions(num_resamples=1, seed=seed), compare=path)
+    assert result["feature_diversity"] == 0 and result["confidence_95"]["feature_diversity"] is None
+    assert result["comparison"]["tests"]["feature_diversity"]["confidence_95"] is None
+    json.dumps(result, allow_nan=False)
+    # With many resamples, those that have the score all have the same
+    assert evaluate_predictions(path)["confidence_95"]["feature_diversity"] is None
 
 
 def test_comparison(predictions: Path, tmp_path: Path) -> None:
@@ -111,10 +128,93 @@ def test_comparison_with_other_records(predictions: Path, tmp_path: Path) -> Non
         evaluate_predictions(predictions, compare=other)
 
 
+@pytest.mark.parametrize("without", ["rating", "feature", "predicted_rating"])
+@pytest.mark.parametrize("swap", [False, True])
+def test_comparison_of_files_with_different_keys(
+    without: str, swap: bool, predictions: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    less = [{key: value for key, value in row.items() if key != without} for row in rows()]
+    paths = [predictions, write(tmp_path / "other.jsonl", less)][:: -1 if swap else 1]
+    options = EvaluationOptions(profiles=["peter"], num_resamples=20)
+    result = evaluate_predictions(paths[0], options, compare=paths[1])
+    left_out = FEATURE_KEYS if without == "feature" else {"rating_rmse", "rating_mae"}
+    expected = (TEXT_KEYS | FEATURE_KEYS | {"rating_rmse", "rating_mae"}) - left_out
+    assert set(result["signatures"]) == expected
+    assert set(result["comparison"]["scores"]) == set(result["comparison"]["tests"]) == expected
+    assert f"Scored without {without}, which only one of the two files has" in caplog.text
+
+
+def test_comparison_of_sentiment_needs_ratings_in_both(predictions: Path, tmp_path: Path) -> None:
+    less = write(tmp_path / "other.jsonl", [{**row, "rating": None} for row in rows()])
+    with pytest.raises(ValueError, match=r"other\.jsonl: expected 'rating' in every line to compare the sentiment"):
+        evaluate_predictions(predictions, EvaluationOptions(sentiment=len), compare=less)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "other", "line"),
+    [
+        ("given", "given", "`, protocol given.\n"),
+        (
+            "given",
+            "predicted",
+            "`, protocol predicted. The protocols differ: so does what the systems were told of the records.\n",
+        ),
+        (None, "given", "`, protocol given. Whether both systems had the same protocol is not known.\n"),
+        ("given", None, "`. Whether both systems had the same protocol is not known.\n"),
+    ],
+)
+def test_protocols_of_a_comparison(protocol: str | None, other: str | None, line: str, predictions: Path) -> None:
+    options = EvaluationOptions(num_resamples=5)
+    result = evaluate_predictions(predictions, options, None, protocol, predictions, other)
+    assert result["protocol"] == protocol and result["comparison"]["protocol"] == other
+    assert f"Compared with `{predictions}{line}" in markdown_table(result)
+
+
+def test_says_where_scores_are_of_the_file_alone(
+    predictions: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = EvaluationOptions(profiles=["peter"], num_resamples=5)
+    result = evaluate_predictions(predictions, options)
+    # cable, pedal, price, strings, tuner; ratings 1 to 5
+    assert "|features:file-5|" in result["signatures"]["feature_coverage"]
+    assert "|clip:file:1-5|" in result["signatures"]["rating_mae"]
+    note = "feature coverage counts the file's own features"
+    assert note in markdown_table(result) and f"{predictions}: Without the data set, {note}" in caplog.text
+    caplog.clear()
+    # Two that match as the same tokens count once, and a blank one not at all
+    corpus = Corpus({"cable", "price", "strings", "tuner", "pedal ", "pedal", " "}, (1, 5))
+    result = evaluate_predictions(predictions, options, corpus)
+    assert "|features:corpus-5|" in result["signatures"]["feature_coverage"]
+    assert "|clip:1-5|" in result["signatures"]["rating_mae"]
+    assert note not in markdown_table(result) and not caplog.records
+    # Nothing that depends on it
+    plain = [{key: row[key] for key in ("user", "item", "reference", "prediction")} for row in rows()]
+    assert note not in markdown_table(evaluate_predictions(write(tmp_path / "q.jsonl", plain), options))
+    assert not caplog.records
+
+
+def test_table_says_what_is_not_covered(predictions: Path) -> None:
+    table = markdown_table(evaluate_predictions(predictions, EvaluationOptions(num_resamples=5)))
+    assert "\np-values are not corrected for the number of metrics. Intervals and test cover the draw of" in table
+
+
 def test_sentiment_needs_ratings(tmp_path: Path) -> None:
     plain = [{key: row[key] for key in ("user", "item", "reference", "prediction")} for row in rows()]
     with pytest.raises(ValueError, match="expected 'rating' in every line to compare the sentiment with"):
         evaluate_predictions(write(tmp_path / "p.jsonl", plain), EvaluationOptions(sentiment=len))
+
+
+def test_scores_of_a_run() -> None:
+    texts, references, features, ratings, predicted = (list(column) for column in zip(*TEXTS, strict=True))
+    result = score_predictions(rows(), "given")
+    assert (result.pop("profile"), result.pop("protocol")) == ("default", "given")
+    signatures = result.pop("signatures")
+    expected = {**rating_errors(predicted, ratings), **score_text(texts, references, features)}
+    assert list(signatures) == list(result) == list(expected)
+    assert result == pytest.approx(expected, rel=1e-12)
+    assert all(f"profile:default|metric:{key}|" in signatures[key] for key in result)
+    with pytest.raises(ValueError, match="at least one prediction to score, but got none"):
+        score_predictions([], "given")
 
 
 def test_written_files(predictions: Path, tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def test_line_separators_inside_strings(tmp_path: Path) -> None:
             {**ROW, "predicted_rating": float("inf")},
             r"expected 'predicted_rating' as a finite number, but got inf",
         ),
+        ({**ROW, "rating": 10**400}, r"line 2: expected 'rating' as a finite number, but got 1000"),
         ({**ROW, "rating": "5"}, r"line 2: expected 'rating' as a finite number, but got '5'"),
         ({**ROW, "rating": True}, r"line 2: expected 'rating' as a finite number, but got True"),
         ({**ROW, "feature": {"a": 1}}, r"line 2: expected 'feature' as a string, a list of strings or null"),
@@ -97,14 +98,27 @@ def test_what_a_file_tells_of_its_corpus(tmp_path: Path) -> None:
     summary, found = check_predictions(path)
     assert summary.num_records == 2 and summary.present == {"feature", "rating", "predicted_rating"}
     assert found.features == {"strings", "tone"} and found.rating_range == (2, 4)
-    assert found.details() == "file-2"
+    assert found.is_file and found.is_file_range
 
 
 def test_the_corpus_of_a_data_set(corpus: Corpus, tmp_path: Path) -> None:
-    path = write(tmp_path / "p.jsonl", *predicted(corpus, feature=["price"], rating=3))
+    path = write(tmp_path / "p.jsonl", *predicted(corpus, rating=3))
     _, found = check_predictions(path, corpus)
     assert found.features == {"tone", "price", "sound"} and found.rating_range == (2, 5)
-    assert found.details() == "corpus-3"
+    assert not found.is_file and not found.is_file_range
+
+
+def test_other_ratings_or_features_than_the_split(corpus: Corpus, tmp_path: Path) -> None:
+    rows = predicted(corpus, rating=3.0)
+    for row, features in zip(rows, (["sound", " sound "], None), strict=True):
+        row["feature"] = features
+    check_predictions(write(tmp_path / "p.jsonl", *rows), corpus)
+    rows[1]["feature"] = ["price"]
+    with pytest.raises(DataError, match=r"line 2: expected the feature \[\] of the split's .* got \['price'\]"):
+        check_predictions(write(tmp_path / "p.jsonl", *rows), corpus)
+    rows[0]["rating"] = 2
+    with pytest.raises(DataError, match=r"line 1: expected the rating 3\.0 of the split's record, but got 2\.0"):
+        check_predictions(write(tmp_path / "p.jsonl", *rows), corpus)
 
 
 def test_fewer_and_more_than_the_split(corpus: Corpus, tmp_path: Path) -> None:

@@ -212,6 +212,10 @@ class TestFeatures:
         scores = scored("peter", [("tone", "x")], features=[["tone"]])
         assert "feature_diversity" not in scores and scores["feature_coverage"] == 1
 
+    def test_features_are_stripped_as_in_files(self) -> None:
+        scores = scored("peter", [("tone", "x")], features=[[" tone", "", " "]], feature_set=["tone ", "price"])
+        assert scores["feature_match"] == 1 and scores["feature_coverage"] == 1 / 2
+
     def test_unknown_feature(self) -> None:
         with pytest.raises(ValueError, match=r"expected features of `feature_set`, but got 'price'\. Pass those"):
             scored("peter", [("a", "a")], features=[["price"]], feature_set=["tone"])

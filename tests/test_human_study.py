@@ -161,6 +161,7 @@ def test_the_sheet_loads_nothing(predictions, tmp_path):
         (records("ostrich", rating=2), "record 1: expected rating 1, as walrus has, but got 2"),
         (records("ostrich", prediction=None), r"line 1: expected a text as `prediction`, but got nothing \(null\)"),
         (records("ostrich", rating=float("nan")), "line 1: expected a finite number as `rating`, but got nan"),
+        (records("ostrich", rating=10**400), "line 1: expected a finite number as `rating`, but got 1000"),
         (records("ostrich", rating="5"), "expected a finite number as `rating`, but got '5'"),
         (records("ostrich", feature=[1]), r"expected a word or a list of words as `feature`, but got \[1\]"),
         (records("ostrich", user=""), "expected an id as `user`, but got ''"),
@@ -234,9 +235,18 @@ def test_scores_by_hand(key, tmp_path):
     # P: variances 0.125 and 1.125, two values each; of the four values together 3.5 / 3
     assert scores["agreement"]["P"] == pytest.approx(1 - 0.625 / (3.5 / 3))
     assert scores["agreement"]["Q"] is None and scores["agreement"]["U"] is None
+    # Of the resamples, a quarter is the first pair alone, a quarter the second, and half both
+    (difference,) = scores["differences"]
+    assert difference["systems"] == ["a", "b"]
+    assert difference["P"] == {"mean": pytest.approx(4 - 2.5), "interval": pytest.approx([3.25 - 3, 4.75 - 2])}
+    assert difference["human_score"]["mean"] == pytest.approx(a["human_score"]["mean"] - b["human_score"]["mean"])
+    # 0.4 * 4.75 + 0.3 * 4 + 0.3 * 3 - 1.4 and 0.4 * 3.25 + 0.3 * 3 + 0.3 * 3 - 2.1
+    assert difference["human_score"]["interval"] == pytest.approx([1.0, 2.6])
     assert score_study(key, files) == scores
     table = markdown_scores(scores)
     assert "| a | 4.000 [3.250, 4.750] | 3.667 [3.000, 4.000] | 3.000 [3.000, 3.000] | 3.600 [" in table
+    assert "| a minus b | 1.500 [0.250, 2.750] | 2.667 [2.000, 3.000] |" in table
+    assert "bootstrap resamples of the pairs, with the same raters (seed 0)" in table
     assert "P 0.464, Q not defined, U not defined. Raters: 2; pairs: 2; answers: 15 of 24." in table
 
 
@@ -247,7 +257,25 @@ def test_a_system_without_answers_has_no_score(key, tmp_path):
     assert scores["systems"]["a"]["human_score"] == {"mean": None, "interval": None}
     assert scores["systems"]["b"]["P"]["mean"] is None
     assert "| b | n/a | 2.000 [2.000, 2.000] | n/a | n/a | 1 |" in markdown_scores(scores)
+    assert scores["differences"][0]["P"] == {"mean": None, "interval": None}
     json.dumps(scores, allow_nan=False)
+
+
+def test_no_resample_holds_both_systems(key, tmp_path):
+    """They were scored on different pairs, and each resample here draws one pair twice."""
+    path = save_answers(tmp_path / "x.json", "s", "x", {"1A": {"P": 1}, "2A": {"P": 4}})
+    seeds = (seed for seed in range(99) if score_study(key, [path], 1, seed)["differences"][0]["P"]["interval"] is None)
+    scores = score_study(key, [path], 1, next(seeds))
+    assert scores["differences"][0]["P"]["mean"] == -3
+    assert "| a minus b | -3.000 | n/a |" in markdown_scores(scores)
+    json.dumps(scores, allow_nan=False)
+
+
+def test_one_system_has_no_differences(tmp_path):
+    key = tmp_path / "key.json"
+    key.write_text(json.dumps({"study": "s", "seed": 0, "systems": ["a"], "pairs": [{"systems": ["a"]}]}))
+    scores = score_study(key, [save_answers(tmp_path / "x.json", "s", "x", {"1A": {"P": 1}})])
+    assert scores["differences"] == [] and "difference" not in markdown_scores(scores)
 
 
 NAN = float("nan")

@@ -16,6 +16,8 @@ from references import BLOCK_PACKAGE, tiny_run
 
 from gavamoe_hf import model_card as cards
 from gavamoe_hf.cli.main import main as gavamoe
+from gavamoe_hf.evaluation import EvaluationOptions, evaluate_predictions
+from gavamoe_hf.evaluation.bert_scores import BERTSCORE_KEYS
 from gavamoe_hf.model_card import is_unedited_card, model_card, write_model_card
 from gavamoe_hf.training import pipeline
 from gavamoe_hf.training.sft_config import GaVaMoESFTConfig
@@ -147,6 +149,31 @@ def test_signatures_and_intervals_where_they_are(card_of):
     bleu, mae = card.data.eval_results
     assert bleu.metric_args == {"protocol": "predicted", "profile": "default", "signature": signature}
     assert mae.metric_args == {"protocol": "predicted", "profile": "default"}
+
+
+def test_result_of_evaluate(card_of, tmp_path):
+    rows = [
+        {"user": f"u{number}", "item": "i", "reference": "good grip", "prediction": text, "feature": ["grip"]}
+        | {"rating": 4, "predicted_rating": 3.5 + number}
+        for number, text in enumerate(("good grip", "a grip", "bad"))
+    ]
+    path = tmp_path / "predictions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = EvaluationOptions(num_resamples=50, sentiment=lambda text: float(text == "bad"))
+    metrics = json.loads(json.dumps({**evaluate_predictions(path, options), "num_dropped": 1}))
+    card = card_of(metrics)
+    text = section(card, "Metrics")
+    assert "Test split, 2 records. Profile `default`. Protocol not stated.\n" in text
+    # Every row is of a score, and described
+    keys = re.findall(r"^\| (.*?) \| `(\w+)` \| .* \|$", text, re.MULTILINE)
+    assert [key for _, key in keys] == list(metrics["signatures"])
+    assert {key for label, key in keys if label == key} == set() and len(keys) == 15
+    assert {result.metric_name for result in card.data.eval_results} == {label for label, _ in keys}
+    assert "protocol" not in card.data.eval_results[0].metric_args
+    # Without an interval, as the features are of one file and all of them are named
+    assert metrics["confidence_95"]["feature_coverage"] is None
+    assert "`feature_coverage` | 1.000 |  | profile:default\\|metric:feature_coverage" in text
+    assert all(f"{key}{end}" in cards._METRICS for key in BERTSCORE_KEYS for end in ("", "_std"))
 
 
 def test_without_scores(card_of):
@@ -334,7 +361,13 @@ def test_a_run_leaves_its_card(finished, planted):
     assert (card.data.license, card.data.language) == ("mit", ["en"])
     found = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert found["BLEU-4, %"] == pytest.approx(metrics["bleu_4"], abs=1e-6)
-    scores = {key for key in metrics if not key.startswith("baseline_")} - {"min_cluster_share"}
+    described = {"min_cluster_share", "profile", "protocol", "signatures"}
+    scores = {key for key in metrics if not key.startswith("baseline_")} - described
+    assert (metrics["profile"], metrics["protocol"]) == ("default", "given")
+    assert set(metrics["signatures"]) < scores and len(metrics["signatures"]) >= 11
+    bleu = next(result for result in card.data.eval_results if result.metric_name == "BLEU-4, %")
+    how = {"protocol": "given", "profile": "default"}
+    assert bleu.metric_args == {**how, "signature": metrics["signatures"]["bleu_4"]}
     assert len(found) == len(scores)
     # None of what a run measures is without a description
     assert scores <= set(cards._METRICS)

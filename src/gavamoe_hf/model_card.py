@@ -46,6 +46,16 @@ _METRICS = {
     "distinct_2": ("Distinct-2, %", 2, False),
     "unique_sentence_ratio": ("different explanations of all explanations, 0 to 1", 3, False),
     "feature_match": ("explanations that name a given feature, 0 to 1", 3, False),
+    "feature_coverage": ("features of the corpus that any explanation names (FCR), 0 to 1", 3, False),
+    "feature_diversity": ("features that two explanations share (DIV), mean", 3, True),
+    "bertscore_precision": ("BERTScore, precision", 4, False),
+    "bertscore_recall": ("BERTScore, recall", 4, False),
+    "bertscore_f1": ("BERTScore, F1", 4, False),
+    "bertscore_precision_std": ("BERTScore, precision, standard deviation", 4, True),
+    "bertscore_recall_std": ("BERTScore, recall, standard deviation", 4, True),
+    "bertscore_f1_std": ("BERTScore, F1, standard deviation", 4, True),
+    "sentiment_agreement": ("explanations with the sentiment of their rating, of those with any, 0 to 1", 3, False),
+    "sentiment_neutral": ("explanations without a sentiment, 0 to 1", 3, True),
     "hr_10_sampled": ("hit ratio at 10, among 100 sampled items", 3, False),
     "ndcg_10_sampled": ("NDCG at 10, among 100 sampled items", 3, False),
     "hr_10_full": ("hit ratio at 10, among all items", 3, False),
@@ -53,8 +63,8 @@ _METRICS = {
     "cluster_ari": ("clusters against the planted groups, adjusted Rand index", 3, False),
     "wording_match": ("explanations in the wording of the user's planted group, 0 to 1", 3, False),
 }
-# Describes the clusters, and is no score
-_NOT_SCORES = {"min_cluster_share"}
+# What describes the clusters and the records is no score
+_NOT_SCORES = {"min_cluster_share", "num_records", "num_dropped"}
 _BASELINES = {
     "mean": "mean rating",
     "bias": "user + item biases",
@@ -98,7 +108,7 @@ def model_card(
         metrics (`Mapping[str, Any]`):
             What `metrics.json` holds. Where there are `profile`, `protocol`, `signatures` (by metric) and
             `confidence_95` (low and high, by metric), these are shown beside the scores; the protocol is `given` if
-            not said.
+            there is none, and not known where it is `None`.
         run_options (`Mapping[str, Any]`):
             What `run.json` holds: `dataset`, and of the options that differ from their defaults above all
             `base_model`, `license`, `language` and `hub_model_id`. A license is stated only where it is given.
@@ -133,7 +143,7 @@ def model_card(
         training_table=_training_table(run_options, training_args),
         log_table=_log_table(folder / _TRAINING_LOG_FILE, training_args),
         num_test=f"{len(records['test']):,}",
-        protocol=_text(metrics.get("protocol", "given")),
+        protocol=_text(metrics.get("protocol", "given") or ""),
         profile=_text(metrics.get("profile") or ""),
         metrics_table=_metrics_table(metrics),
         baselines_table=_baselines_table(metrics),
@@ -354,7 +364,7 @@ def _metrics_table(metrics: Mapping[str, Any]) -> str:
     for key, value in _scores(metrics):
         row = [_label(key), f"`{key}`", _value(key, value)]
         if intervals:
-            row.append(" to ".join(_value(key, bound) for bound in intervals.get(key, ())))
+            row.append(" to ".join(_value(key, bound) for bound in intervals.get(key) or ()))
         if signatures:
             row.append(_text(signatures.get(key, ""), width=None))
         rows.append(row)

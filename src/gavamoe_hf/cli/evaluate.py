@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # The options of the predictions that a folder holds: others are not mixed with them
 RUN_FILE = "evaluate_run.json"
 _GENERATION_OPTIONS = ("model", "dataset", "split", "column_mapping", "rating_levels", "split_seed", "synthetic_groups")
-_GENERATION_OPTIONS += ("batch_size", "max_new_tokens", "temperature", "seed")
+_GENERATION_OPTIONS += ("unknown_held_out", "batch_size", "max_new_tokens", "temperature", "seed")
 
 
 @dataclass
@@ -47,6 +47,14 @@ class EvaluateArguments:
             "records of the split, and features and range of ratings are those of all the data."
         },
     )
+    unknown_held_out: str | None = field(
+        default=None,
+        metadata={
+            "help": "What to do with held-out records whose user or item train does not have. With `model` drop if not "
+            "said, as no model knows them; else error. To score what `model` left, drop them too.",
+            "choices": ["error", "drop"],
+        },
+    )
     split: str = field(
         default="test", metadata={"help": "The records that are explained.", "choices": ["train", "validation", "test"]}
     )
@@ -67,7 +75,17 @@ class EvaluateArguments:
     )
     compare: str | None = field(
         default=None,
-        metadata={"help": "Another system's predictions of the same records, for a paired test of the differences."},
+        metadata={
+            "help": "Another system's predictions of the same records, for a paired test of the differences. Both are "
+            "scored on the keys that both files have."
+        },
+    )
+    compare_protocol: str | None = field(
+        default=None,
+        metadata={
+            "help": "The protocol of the system in `compare`; only named in the result.",
+            "choices": ["given", "predicted"],
+        },
     )
     bertscore_model: str | None = field(
         default=None,
@@ -120,6 +138,10 @@ class EvaluateArguments:
             raise ValueError("Expected the data to explain with `--model`. Pass `--dataset`.")
         if self.predictions is not None and self.protocol == "both":
             raise ValueError("Expected one protocol with `--predictions`: a file was made under one. Score two files.")
+        if self.compare_protocol is not None and self.compare is None:
+            raise ValueError("Expected a file to compare with `--compare_protocol`. Pass `--compare`.")
+        if self.unknown_held_out is None:
+            self.unknown_held_out = "error" if self.model is None else "drop"
         if self.batch_size < 1:
             raise ValueError(f"Expected `--batch_size` of at least 1, but got {self.batch_size}.")
 
@@ -137,12 +159,15 @@ def run(argv: list[str]) -> None:
     _check_output_dir(output_dir, args.overwrite_output_dir)
     options = _options(args)
     records = None if args.dataset is None else _read_records(args)
+    dropped = {} if records is None else {"num_dropped": _num_dropped(args, records)}
     corpus = None if records is None else Corpus.from_records(records, args.split)
     if args.model is None:
-        result = evaluate_predictions(args.predictions, options, corpus, args.protocol, args.compare)
+        result = evaluate_predictions(
+            args.predictions, options, corpus, args.protocol, args.compare, args.compare_protocol
+        )
     else:
         result = _evaluate_model(args, options, records, corpus, output_dir)
-    write_evaluation(result, output_dir)
+    write_evaluation({**result, **dropped}, output_dir)
     print(markdown_table(result), end="")
 
 
@@ -166,14 +191,15 @@ def _options(args: EvaluateArguments) -> EvaluationOptions:
 def _evaluate_model(
     args: EvaluateArguments, options: EvaluationOptions, records: DatasetDict, corpus: Corpus, output_dir: Path
 ) -> dict[str, Any]:
-    from ..evaluation.evaluator import evaluate_predictions
+    from ..evaluation.evaluator import evaluate_predictions, require_ratings
     from ..evaluation.predict import write_predictions
     from ..evaluation.prediction_files import check_predictions
     from ..loading import load_checkpoint
 
     if args.compare is not None:
         # Before anything is generated
-        check_predictions(args.compare, corpus)
+        summary, _ = check_predictions(args.compare, corpus)
+        require_ratings(args.compare, summary, options)
     # Missing packages and models too
     _ = options.bert_scorers
     model, processor = load_checkpoint(args.model)
@@ -190,7 +216,7 @@ def _evaluate_model(
             write_predictions(
                 path, model, processor, records[args.split], protocol, args.batch_size, args.seed, **generation
             )
-        results[protocol] = evaluate_predictions(path, options, corpus, protocol, args.compare)
+        results[protocol] = evaluate_predictions(path, options, corpus, protocol, args.compare, args.compare_protocol)
     first, *rest = results
     return {**results[first], **({"protocols": {name: results[name] for name in rest}} if rest else {})}
 
@@ -200,7 +226,7 @@ def _check_output_dir(output_dir: Path, overwrite: bool) -> None:
     if output_dir.exists() and not output_dir.is_dir():
         raise FileExistsError(f"Expected `output_dir` as a folder, but {output_dir} is a file.")
     metrics = output_dir / "metrics.json"
-    if metrics.exists() and not overwrite and '"signatures"' not in metrics.read_text(encoding="utf-8"):
+    if metrics.exists() and not overwrite and '"bootstrap"' not in metrics.read_text(encoding="utf-8"):
         raise FileExistsError(
             f"{metrics} is not from `gavamoe evaluate`. Pass another --output_dir, or --overwrite_output_dir to "
             "replace it."
@@ -237,10 +263,25 @@ def _read_records(args: EvaluateArguments) -> DatasetDict:
             dataset=args.dataset,
             column_mapping=args.column_mapping,
             rating_levels=args.rating_levels,
-            # No model knows them, and training has said so
-            unknown_held_out="drop" if args.model is not None else "error",
+            unknown_held_out=args.unknown_held_out,
             split_seed=args.split_seed,
             synthetic_groups=args.synthetic_groups,
         )
     )
     return records
+
+
+def _num_dropped(args: EvaluateArguments, records: DatasetDict) -> int:
+    """How many records of the split were left out: only those of a split that the source itself has can be."""
+    from ..data.checks import clean_split_names
+    from ..data.readers import read_source
+    from ..training.pipeline import SYNTHETIC
+
+    if args.dataset == SYNTHETIC or args.split == "train" or args.unknown_held_out == "error":
+        return 0
+    column = dict(entry.split("=", 1) for entry in args.column_mapping or []).get("split", "split")
+    parts = read_source(args.dataset, {column})
+    whole = parts[args.split].num_rows if args.split in parts else 0
+    if set(parts) == {"train"} and column in parts["train"].columns:
+        whole = int((clean_split_names(parts["train"], column) == args.split).sum())
+    return whole - len(records[args.split]) if whole else 0

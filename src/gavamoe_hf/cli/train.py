@@ -51,8 +51,9 @@ def run(argv: list[str]) -> None:
     metrics = run_training(*arguments)
     if not metrics:
         return
-    width = max(map(len, metrics))
-    for name, value in metrics.items():
+    scores = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    width = max(map(len, scores))
+    for name, value in scores.items():
         print(f"{name:{width}}  {value:.4f}")
 
 

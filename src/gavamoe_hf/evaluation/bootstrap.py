@@ -9,6 +9,9 @@ Scores that count different things (Distinct, unique sentence ratio, feature cov
 63 % of the records, some of them repeatedly, so that each of its scores is too low. For them the interval is normal,
 with the jackknife's standard error (Quenouille and Tukey), which by the inequality of Efron and Stein (1981) is not too
 small on average; the test is a z-test of the difference with the jackknife's standard error of the difference.
+
+Where nothing varies (one record, outputs that are all different, a score that no resample has) the data say nothing of
+the uncertainty: there is no interval, rather than one without width.
 """
 
 from __future__ import annotations
@@ -65,7 +68,7 @@ def resample_scores(
 
 def confidence_intervals(
     statistics: ProfileStatistics, resampled: dict[str, np.ndarray]
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, list[float] | None]:
     """
     95 % confidence intervals.
 
@@ -74,13 +77,14 @@ def confidence_intervals(
         resampled (`dict[str, np.ndarray]`): Their [`resample_scores`].
 
     Returns:
-        `dict[str, tuple[float, float]]`: lower and upper bound by key, for every score.
+        `dict[str, list[float] | None]`: lower and upper bound by key, for every score; `None` where no resample has the
+        score, or where it is the same in all of them, or whichever record is left out.
     """
     intervals = {key: _middle(values) for key, values in resampled.items()}
     for key, coverage in statistics.coverages.items():
         half = _NORMAL_95 * _jackknife_error(coverage.without_each())
         score = coverage.score()
-        intervals[key] = max(score - half, 0.0), min(score + half, coverage.scale)
+        intervals[key] = [max(score - half, 0.0), min(score + half, coverage.scale)] if half else None
     return {key: intervals[key] for key in statistics.scores()}
 
 
@@ -105,8 +109,8 @@ def paired_test(
     Returns:
         `dict[str, dict]`: by key, `difference` (left - right), `confidence_95` of it and a two-sided `p_value`. The
         bootstrap's is twice the share of resamples in which the better system is not better, counting one more of each:
-        it is never below 2 / (resamples + 1). A jackknife without any spread has no p-value (`None`) unless the
-        difference is 0.
+        it is never below 2 / (resamples + 1). A difference that does not vary, as in [`confidence_intervals`], has no
+        interval, and no p-value unless it is 0 (`None`).
     """
     ours, theirs, tests = left.scores(), right.scores(), {}
     for key in (key for key in ours if key in theirs):
@@ -114,24 +118,26 @@ def paired_test(
         if key in left.coverages:
             each = left.coverages[key].without_each() - right.coverages[key].without_each()
             error = _jackknife_error(each)
-            interval = difference - _NORMAL_95 * error, difference + _NORMAL_95 * error
-            p_value = 1.0 if difference == 0 else None
-            if error > 0:
-                p_value = math.erfc(abs(difference) / error / math.sqrt(2))
+            interval = [difference - _NORMAL_95 * error, difference + _NORMAL_95 * error] if error else None
+            p_value = math.erfc(abs(difference) / error / math.sqrt(2)) if error else None
         else:
             differences = left_resampled[key] - right_resampled[key]
             differences = differences[~np.isnan(differences)]
             interval = _middle(differences)
             reversed_ = min((differences <= 0).sum(), (differences >= 0).sum())
             p_value = min(1.0, 2 * (1 + int(reversed_)) / (len(differences) + 1))
-        tests[key] = {"difference": difference, "confidence_95": list(interval), "p_value": p_value}
+        if interval is None:
+            p_value = 1.0 if difference == 0 else None
+        tests[key] = {"difference": difference, "confidence_95": interval, "p_value": p_value}
     return tests
 
 
-def _middle(values: np.ndarray) -> tuple[float, float]:
+def _middle(values: np.ndarray) -> list[float] | None:
     values = values[~np.isnan(values)]
-    lower, upper = np.percentile(values, [2.5, 97.5])
-    return float(lower), float(upper)
+    # What is left of rounding is not a spread
+    if not len(values) or np.ptp(values) < 1e-9:
+        return None
+    return np.percentile(values, [2.5, 97.5]).tolist()
 
 
 def _jackknife_error(without_each: np.ndarray) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,14 +13,32 @@ from typing import Any
 from .bert_scores import ENGLISH_MODEL, BertScorer
 from .bootstrap import confidence_intervals, interval_methods, paired_test, resample_scores
 from .predict import write_json, write_text
-from .prediction_files import Corpus, PredictionRecord, check_predictions, check_same_records, read_predictions
+from .prediction_files import (
+    Corpus,
+    PredictionRecord,
+    PredictionSummary,
+    check_predictions,
+    check_same_records,
+    read_predictions,
+)
 from .profiles import get_profile
 from .rating_metrics import _as_ratings
 from .record_statistics import ProfileStatistics, StatisticsCollector
 from .sentiment import Sentiment
 from .text_metrics import _check_pairs, require_text_metrics
 
+logger = logging.getLogger(__name__)
+
 METRICS_FILE, METRICS_TABLE_FILE = "metrics.json", "metrics.md"
+
+_NOT_COVERED = (
+    "p-values are not corrected for the number of metrics. Intervals and test cover the draw of the test records "
+    "alone, not the seeds of training and decoding."
+)
+_OF_FILE = (
+    "Without the data set, feature coverage counts the file's own features, and clipped ratings keep to the file's own "
+    "range: such scores cannot be compared with those of a whole corpus."
+)
 
 # Folder of the `evaluate.Metric`: `evaluate.load(METRICS_MODULE, "peter")` needs no network
 METRICS_MODULE = str(Path(__file__).parent / "gavamoe_metrics")
@@ -84,6 +103,7 @@ def evaluate_predictions(
     corpus: Corpus | None = None,
     protocol: str | None = None,
     compare: str | os.PathLike[str] | None = None,
+    compare_protocol: str | None = None,
 ) -> dict[str, Any]:
     """
     Scores a predictions file.
@@ -97,32 +117,36 @@ def evaluate_predictions(
             The data set that was predicted. Without it, feature set and range of ratings are those of the file.
         protocol (`str`, *optional*): Whether the system was `"given"` the record's rating and feature or `"predicted"`
             them; only named in the result.
-        compare (`str` or `os.PathLike`, *optional*): Another system's predictions of the same records.
+        compare (`str` or `os.PathLike`, *optional*):
+            Another system's predictions of the same records. Both are scored on the optional keys that both files have.
+        compare_protocol (`str`, *optional*): The other system's protocol; only named in the result.
 
     Returns:
         `dict`: the scores of the first profile by key, then `profile`, `protocol`, `num_records`, `signatures`,
-        `confidence_95` and `confidence_method` by key, `bootstrap` (resamples and seed); with `compare`, `comparison`
-        (the other's scores and the paired test by key); with several profiles, `profiles`, which has the same for each
-        of the others.
+        `confidence_95` (`None` where nothing varies) and `confidence_method` by key, `bootstrap` (resamples and seed);
+        with `compare`, `comparison` (the other's protocol and scores, and the paired test by key); with several
+        profiles, `profiles`, which has the same for each of the others.
 
     Raises:
         [`DataError`]: For files that cannot be scored, before anything is computed.
+        `ValueError`: If the sentiment is to be scored, and one of the files has no ratings.
         `ImportError`: If a package is missing, which the message names with its extra.
     """
     options = options or EvaluationOptions()
     summary, corpus = check_predictions(path, corpus)
-    if options.sentiment is not None and "rating" not in summary.present:
-        raise ValueError(f"{path}: expected 'rating' in every line to compare the sentiment with, but got none.")
-    other_summary = None
+    require_ratings(path, summary, options)
+    present, others = summary.present, []
     if compare is not None:
         check_same_records(path, compare)
-        other_summary, other_corpus = check_predictions(compare, corpus)
-        if corpus.is_file:
-            corpus.features |= other_corpus.features
-    systems = collect_statistics(read_predictions(path), options, corpus, summary.present)
-    others = []
-    if other_summary is not None:
-        others = collect_statistics(read_predictions(compare), options, corpus, other_summary.present)
+        other_summary, _ = check_predictions(compare, corpus)
+        require_ratings(compare, other_summary, options)
+        present &= other_summary.present
+        if alone := summary.present ^ other_summary.present:
+            logger.warning("Scored without %s, which only one of the two files has", ", ".join(sorted(alone)))
+        others = collect_statistics(read_predictions(compare), options, corpus, present)
+    systems = collect_statistics(read_predictions(path), options, corpus, present)
+    if any(_is_of_file(statistics.signatures) for statistics in systems):
+        logger.warning("%s: %s", path, _OF_FILE)
     resampled = resample_scores([*systems, *others], options.num_resamples, options.seed)
     results = []
     for place, statistics in enumerate(systems):
@@ -131,6 +155,7 @@ def evaluate_predictions(
             other, other_resampled = others[place], resampled[len(systems) + place]
             result["comparison"] = {
                 "compared_with": os.fspath(compare),
+                "protocol": compare_protocol,
                 "scores": other.scores(),
                 "tests": paired_test(statistics, other, resampled[place], other_resampled),
             }
@@ -194,8 +219,16 @@ def score_profile(
     for row in features or []:
         if isinstance(row, str):
             raise ValueError(f"expected a list of features for each prediction, but got {row!r}. Wrap it: [{row!r}].")
+    if features is not None:
+        # As in files
+        features = [tuple(feature.strip() for feature in row if feature.strip()) for row in features]
     given = {feature for row in features or [] for feature in row}
-    corpus = Corpus(given if feature_set is None else set(feature_set), rating_range, is_file=feature_set is None)
+    corpus = Corpus(
+        given if feature_set is None else {feature.strip() for feature in feature_set},
+        rating_range,
+        is_file=feature_set is None,
+        is_file_range=rating_range is None,
+    )
     if unknown := sorted(given - corpus.features):
         raise ValueError(f"expected features of `feature_set`, but got {unknown[0]!r}. Pass those of the whole corpus.")
     if corpus.rating_range is None and ratings is not None:
@@ -207,7 +240,7 @@ def score_profile(
             "",
             references[row],
             predictions[row],
-            None if features is None else tuple(features[row]),
+            None if features is None else features[row],
             columns["rating"][row] if ratings is not None else None,
             columns["predicted_rating"][row] if predicted_ratings is not None else None,
         )
@@ -216,6 +249,41 @@ def score_profile(
     statistics, *_ = collect_statistics(records, options, corpus, frozenset(columns))
     scores = statistics.scores()
     return {**scores, "signatures": {key: statistics.signatures[key] for key in scores}}
+
+
+def score_predictions(rows: Sequence[dict[str, Any]], protocol: str) -> dict[str, Any]:
+    """
+    Scores of rows as [`predict_records`] returns them, under `default`.
+
+    Args:
+        rows (`Sequence[dict]`): The rows.
+        protocol (`"given"` or `"predicted"`): The one that they were predicted under; only named in the result.
+
+    Returns:
+        `dict`: the scores of ratings and texts by key, then `profile`, `protocol` and `signatures`. Those that need the
+        features of the whole corpus are left to [`evaluate_predictions`].
+    """
+    if not rows:
+        raise ValueError("Expected at least one prediction to score, but got none.")
+    options = EvaluationOptions()
+    scores = score_profile(
+        [row["prediction"] for row in rows],
+        [row["reference"] for row in rows],
+        options,
+        features=[[row["feature"]] if isinstance(row["feature"], str) else list(row["feature"] or []) for row in rows],
+        ratings=[row["rating"] for row in rows],
+        predicted_ratings=[row["predicted_rating"] for row in rows],
+    )
+    of_corpus = {"feature_coverage", "feature_diversity"}
+    signatures = {key: text for key, text in scores.pop("signatures").items() if key not in of_corpus}
+    named = {"profile": options.profiles[0], "protocol": protocol, "signatures": signatures}
+    return {**{key: scores[key] for key in signatures}, **named}
+
+
+def require_ratings(path: str | os.PathLike[str], summary: PredictionSummary, options: EvaluationOptions) -> None:
+    """Raises `ValueError` where the sentiment is to be scored, and a file has no ratings to compare it with."""
+    if options.sentiment is not None and "rating" not in summary.present:
+        raise ValueError(f"{path}: expected 'rating' in every line to compare the sentiment with, but got none.")
 
 
 def collect_statistics(
@@ -264,24 +332,27 @@ def markdown_table(result: dict[str, Any]) -> str:
         lines = [f"## Profile {block['profile']}{protocol}, {block['num_records']} records", ""]
         head = ["metric", "score", "95 % interval"]
         if comparison:
-            lines += [f"Compared with `{comparison['compared_with']}`.", ""]
+            lines += [_compared(comparison, block["protocol"]), ""]
             head += ["other", "difference", "95 % interval", "p"]
         lines += [_row(head), _row(["---"] + ["---:"] * (len(head) - 1))]
         for key in block["signatures"]:
             if key not in block:
                 continue
             mark = "*" if block["confidence_method"][key] == "jackknife" else ""
-            cells = [key, _number(block[key]), _interval(block["confidence_95"][key]) + mark]
+            cells = [key, _number(block[key]), _interval(block["confidence_95"][key], mark)]
             if comparison:
                 test = comparison["tests"].get(key)
                 cells += ["", "", "", ""]
                 if test is not None:
                     p_value = _p_value(test["p_value"])
-                    interval = _interval(test["confidence_95"]) + mark
+                    interval = _interval(test["confidence_95"], mark)
                     cells[3:] = [_number(comparison["scores"][key]), _number(test["difference"]), interval, p_value]
             lines.append(_row(cells))
         resamples, seed = block["bootstrap"]["resamples"], block["bootstrap"]["seed"]
         lines += ["", f"Intervals: bootstrap, {resamples} resamples, seed {seed}; * jackknife."]
+        lines += [_NOT_COVERED]
+        if _is_of_file(block["signatures"]):
+            lines += ["", _OF_FILE]
         lines += ["", *(f"- `{block['signatures'][key]}`" for key in block["signatures"] if key in block)]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
@@ -305,10 +376,26 @@ def _result(
         "protocol": protocol,
         "num_records": statistics.num_records,
         "signatures": {key: statistics.signatures[key] for key in scores},
-        "confidence_95": {key: list(bounds) for key, bounds in confidence_intervals(statistics, resampled).items()},
+        "confidence_95": confidence_intervals(statistics, resampled),
         "confidence_method": interval_methods(statistics),
         "bootstrap": {"resamples": options.num_resamples, "seed": options.seed},
     }
+
+
+def _compared(comparison: Mapping[str, Any], protocol: str | None) -> str:
+    """Names the other system, and says where it may have been told more or less than the first one."""
+    other = comparison["protocol"]
+    line = f"Compared with `{comparison['compared_with']}`{f', protocol {other}' if other else ''}."
+    if None in (protocol, other):
+        return f"{line} Whether both systems had the same protocol is not known."
+    if protocol != other:
+        line += " The protocols differ: so does what the systems were told of the records."
+    return line
+
+
+def _is_of_file(signatures: Mapping[str, str]) -> bool:
+    """Whether scores depend on what else the predictions file holds."""
+    return any("|features:file-" in signature or "|clip:file:" in signature for signature in signatures.values())
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -323,5 +410,5 @@ def _number(value: float) -> str:
     return f"{value:.4f}"
 
 
-def _interval(bounds: Sequence[float]) -> str:
-    return f"{bounds[0]:.4f} to {bounds[1]:.4f}"
+def _interval(bounds: Sequence[float] | None, mark: str) -> str:
+    return "" if bounds is None else f"{bounds[0]:.4f} to {bounds[1]:.4f}{mark}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ def score_study(
     Returns:
         `dict[str, Any]`: `study`, `num_raters`, `num_pairs`, `num_answers` and `num_missing` (over all systems and
         criteria), `num_resamples` and `seed`; `systems`, by name: `num_answers`, and for `P`, `Q`, `U` and
-        `human_score` a dict of `mean` and `interval`, both `None` without an answer; `agreement`, by criterion:
-        [`krippendorff_alpha`].
+        `human_score` a dict of `mean` and `interval`, both `None` without an answer; `differences`, a list with a dict
+        for each two systems: their names as `systems`, and `P`, `Q`, `U` and `human_score` as before, of the first
+        one's mean minus the second's, over the same resamples; `agreement`, by criterion: [`krippendorff_alpha`].
 
     Raises:
         `ValueError`: For a file that is broken, of another study or of a rater already read, for ids that the study
@@ -80,12 +82,19 @@ def score_study(
     resampled = _with_human_score(
         _divide(np.einsum("bn,nsc->bsc", draws, sums), np.einsum("bn,nsc->bsc", draws, counts))
     )  # [resamples, S, C + 1]
+    scores_of = [*CRITERIA, "human_score"]
     systems = {}
     for index, name in enumerate(names):
         systems[name] = {"num_answers": int(counts[:, index].sum())} | {
-            score: _summary(means[index, column], resampled[:, index, column])
-            for column, score in enumerate([*CRITERIA, "human_score"])
+            score: _summary(means[index, column], resampled[:, index, column]) for column, score in enumerate(scores_of)
         }
+    differences = []
+    for one, other in combinations(range(len(names)), 2):
+        gap, resampled_gap = means[one] - means[other], resampled[:, one] - resampled[:, other]
+        differences.append(
+            {"systems": [names[one], names[other]]}
+            | {score: _summary(gap[column], resampled_gap[:, column]) for column, score in enumerate(scores_of)}
+        )
     return {
         "study": study["study"],
         "num_raters": len(raters),
@@ -95,6 +104,7 @@ def score_study(
         "num_resamples": num_resamples,
         "seed": seed,
         "systems": systems,
+        "differences": differences,
         "agreement": {
             criterion: krippendorff_alpha(values[..., column].reshape(len(raters), -1))
             for column, criterion in enumerate(CRITERIA)
@@ -133,7 +143,7 @@ def krippendorff_alpha(values: np.ndarray) -> float | None:
 
 
 def markdown_scores(scores: Mapping[str, Any]) -> str:
-    """The scores that [`score_study`] returns as a Markdown table, with agreement and counts below."""
+    """The scores that [`score_study`] returns as Markdown: tables of systems and their differences, and counts."""
     criteria = list(CRITERIA)
     lines = [
         f"| system | {' | '.join(criteria)} | Human-Score | answers |",
@@ -141,7 +151,16 @@ def markdown_scores(scores: Mapping[str, Any]) -> str:
     ]
     for name, system in scores["systems"].items():
         cells = [_cell(system[score]) for score in [*criteria, "human_score"]]
-        lines.append(f"| {name.replace('|', '&#124;')} | {' | '.join(cells)} | {system['num_answers']} |")
+        lines.append(f"| {_name(name)} | {' | '.join(cells)} | {system['num_answers']} |")
+    if scores["differences"]:
+        lines += [
+            "",
+            f"| difference | {' | '.join(criteria)} | Human-Score |",
+            "|---" + "|---:" * (len(criteria) + 1) + "|",
+        ]
+    for difference in scores["differences"]:
+        cells = [_cell(difference[score]) for score in [*criteria, "human_score"]]
+        lines.append(f"| {' minus '.join(map(_name, difference['systems']))} | {' | '.join(cells)} |")
     weighted = " + ".join(f"{criterion['weight']} {name}" for name, criterion in CRITERIA.items())
     agreement = ", ".join(
         f"{name} {'not defined' if alpha is None else f'{alpha:.3f}'}" for name, alpha in scores["agreement"].items()
@@ -152,7 +171,7 @@ def markdown_scores(scores: Mapping[str, Any]) -> str:
             *lines,
             "",
             f"Human-Score = {weighted}. In brackets 95 % intervals, from {scores['num_resamples']} bootstrap resamples "
-            f"of the pairs (seed {scores['seed']}).",
+            f"of the pairs, with the same raters (seed {scores['seed']}).",
             "",
             f"Agreement (Krippendorff's alpha, interval): {agreement}. Raters: {scores['num_raters']}; pairs: "
             f"{scores['num_pairs']}; answers: {scores['num_answers']} of {total}. Study {scores['study']}.",
@@ -219,13 +238,20 @@ def _with_human_score(means: np.ndarray) -> np.ndarray:
 def _summary(mean: float, resampled: np.ndarray) -> dict[str, Any]:
     if math.isnan(mean):
         return {"mean": None, "interval": None}
-    # A resample can lack every pair that was answered
-    low, high = np.nanpercentile(resampled, [2.5, 97.5])
-    return {"mean": float(mean), "interval": [float(low), float(high)]}
+    # A resample can lack every pair that was answered, and so can all
+    resampled = resampled[~np.isnan(resampled)]
+    interval = np.percentile(resampled, [2.5, 97.5]).tolist() if resampled.size else None
+    return {"mean": float(mean), "interval": interval}
 
 
 def _cell(score: Mapping[str, Any]) -> str:
     if score["mean"] is None:
         return "n/a"
+    if score["interval"] is None:
+        return f"{score['mean']:.3f}"
     low, high = score["interval"]
     return f"{score['mean']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _name(system: str) -> str:
+    return system.replace("|", "&#124;")

@@ -1,4 +1,4 @@
-"""Explanations for the records of a data set, and their scores."""
+"""Explanations for the records of a data set, and the files that they are written to."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 
 from ..vae_gmm_gavamoe import GaVaMoERatingModel, GaVaMoERatingOutput
-from .rating_metrics import rating_errors
-from .text_metrics import score_text
 
 Protocol = Literal["given", "predicted"]
 
@@ -155,18 +153,6 @@ def _keep_whole_batches(path: Path, batch_size: int) -> int:
                 count, kept = number, size
         file.truncate(kept)
     return count
-
-
-def score_predictions(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """
-    Scores of rows as [`predict_records`] returns them: ratings and text, under flat names (`rating_rmse`, ...).
-    """
-    if not rows:
-        raise ValueError("Expected at least one prediction to score, but got none.")
-    ratings = rating_errors([row["predicted_rating"] for row in rows], [row["rating"] for row in rows])
-    features = [[row["feature"]] if isinstance(row["feature"], str) else list(row["feature"] or []) for row in rows]
-    texts = score_text([row["prediction"] for row in rows], [row["reference"] for row in rows], features)
-    return {**ratings, **texts}
 
 
 def write_json_lines(path: str | os.PathLike[str], rows: Sequence[dict[str, Any]]) -> None:

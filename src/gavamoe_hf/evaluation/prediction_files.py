@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -56,13 +57,15 @@ class Corpus:
         features (`set[str]`): All features of all splits.
         rating_range (`tuple[float, float]` or `None`): Lowest and highest rating.
         records (`Dataset` or `None`): The records that are predicted, in order.
-        is_file (`bool`): Whether it is known from the predictions file alone.
+        is_file (`bool`): Whether the features are those of the predictions file alone.
+        is_file_range (`bool`): Whether the range is that of the predictions file alone.
     """
 
     features: set[str] = field(default_factory=set)
     rating_range: tuple[float, float] | None = None
     records: Dataset | None = None
     is_file: bool = False
+    is_file_range: bool = False
 
     @classmethod
     def from_records(cls, records: DatasetDict, split: str) -> Corpus:
@@ -75,12 +78,9 @@ class Corpus:
     def rows(self) -> Iterator[dict[str, Any]]:
         """The records that are predicted, a thousand read at a time."""
         if self.records is not None:
-            for batch in self.records.select_columns(["user", "item", "explanation"]).iter(batch_size=1000):
+            names = ["user", "item", "explanation", "rating", "feature"]
+            for batch in self.records.select_columns(names).iter(batch_size=1000):
                 yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
-
-    def details(self) -> str:
-        """How the feature set is named in signatures."""
-        return f"{'file' if self.is_file else 'corpus'}-{len(self.features)}"
 
 
 @dataclass
@@ -134,10 +134,11 @@ def check_predictions(path: str | os.PathLike[str], corpus: Corpus | None = None
 
     Raises:
         [`DataError`]: For a line that cannot be used; for an optional key that only some lines have; for records other
-            than the corpus's, or fewer; for a feature that the corpus does not have; for a file without a record.
+            than the corpus's, also by their ratings or features where given, or fewer; for a feature that the corpus
+            does not have; for a file without a record.
     """
     num_records, present = 0, frozenset()
-    found = Corpus(is_file=True)
+    found = Corpus(is_file=True, is_file_range=True)
     lowest, highest = math.inf, -math.inf
     expected = iter(()) if corpus is None else corpus.rows()
     for record in read_predictions(path):
@@ -165,9 +166,9 @@ def check_predictions(path: str | os.PathLike[str], corpus: Corpus | None = None
     if "rating" in present:
         found.rating_range = lowest, highest
     if corpus is not None and corpus.features:
-        found.features, found.is_file = corpus.features, False
+        found.features, found.is_file = corpus.features, corpus.is_file
     if corpus is not None and corpus.rating_range is not None:
-        found.rating_range = corpus.rating_range
+        found.rating_range, found.is_file_range = corpus.rating_range, corpus.is_file_range
     return PredictionSummary(num_records, present), found
 
 
@@ -213,6 +214,20 @@ def _check_against(corpus: Corpus, row: dict[str, Any] | None, record: Predictio
             f"{where}: expected a feature of the data set, but got {show_value(unknown[0])}, which none of its records "
             "has. Pass the data set that was predicted."
         )
+    if row is not None:
+        _check_details(row, record, where)
+
+
+def _check_details(row: dict[str, Any], record: PredictionRecord, where: str) -> None:
+    """Raises where a record's rating or features, if given, are not those of the split's record."""
+    features = sorted({word.strip() for word in row["feature"] or [] if word.strip()})
+    found = None if record.features is None else sorted(set(record.features))
+    for key, expected, given in (("rating", row["rating"], record.rating), ("feature", features, found)):
+        if given not in (None, expected):
+            raise DataError(
+                f"{where}: expected the {key} {show_value(expected)} of the split's record, but got "
+                f"{show_value(given)}. Write what the data set says, or leave {key!r} out of every line."
+            )
 
 
 def _plain(text: str) -> str:
@@ -246,6 +261,7 @@ def _record(row: dict[str, Any], number: int, where: str) -> PredictionRecord:
 
 
 def _rating(value: Any, key: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    # A whole number can be larger than any float
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise DataError(f"{where}: expected {key!r} as a finite number, but got {show_value(value)}. Correct it.")
     return float(value)

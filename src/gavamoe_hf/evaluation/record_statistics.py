@@ -286,7 +286,8 @@ class StatisticsCollector:
         clip = "no"
         if self._rated:
             if profile.clip_ratings:
-                clip = "-".join(f"{bound:g}" for bound in self.corpus.rating_range)
+                clip = "file:" if self.corpus.is_file_range else ""
+                clip += "-".join(f"{bound:g}" for bound in self.corpus.rating_range)
             signatures = {key: profile.signature(key, clip=clip) for key in ("rating_rmse", "rating_mae")}
         signatures |= profile.text_signatures()
         tokens = {"tok": profile.tokens, "case": profile.case}
@@ -296,7 +297,7 @@ class StatisticsCollector:
         if self._finder is not None:
             tokens = {"tok": "words", "case": "lower"} if self._is_default else tokens
             signatures["feature_match"] = profile.signature("feature_match", **tokens)
-            tokens["features"] = self.corpus.details()
+            tokens["features"] = f"{'file' if self.corpus.is_file else 'corpus'}-{len(self._finder)}"
             signatures["feature_coverage"] = profile.signature("feature_coverage", **tokens)
             if num_records > 1:
                 signatures["feature_diversity"] = profile.signature("feature_diversity", **tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..evaluation.predict import score_predictions
+from ..evaluation.evaluator import score_predictions
 
 WHOLE = "all"
 
@@ -23,4 +23,10 @@ def score_rows(rows: Sequence[Mapping[str, Any]], thirds: Mapping[str, Sequence[
         left out.
     """
     parts = {WHOLE: range(len(rows)), **thirds}
-    return {name: score_predictions([rows[row] for row in part]) for name, part in parts.items() if len(part)}
+    return {name: _numbers([rows[row] for row in part]) for name, part in parts.items() if len(part)}
+
+
+def _numbers(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    # The protocol is named beside the scores
+    scores = score_predictions(rows, "given")
+    return {key: scores[key] for key in scores["signatures"]}

@@ -30,10 +30,10 @@ from ..evaluation.cluster_report import (
     predict_pairs_of,
     write_cluster_report,
 )
+from ..evaluation.evaluator import score_predictions
 from ..evaluation.predict import (
     predict_pairs,
     predict_records,
-    score_predictions,
     write_json,
     write_json_lines,
 )
@@ -188,7 +188,7 @@ def run_training(
     rating_args: Any,
     sft_args: GaVaMoESFTConfig,
     lora_args: LoraArguments | None = None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """
     Trains both stages and leaves in `output_dir` a checkpoint, `metrics.json`, `predictions_test.jsonl`, a report on
     the clusters (`clusters.json`, `clusters.md` and, with matplotlib, `latent_space.png`), the checkpoint's card
@@ -207,7 +207,7 @@ def run_training(
         lora_args ([`LoraArguments`], *optional*): LoRA in stage 2.
 
     Returns:
-        `dict[str, float]`: what `metrics.json` holds; empty in processes other than the first.
+        `dict[str, Any]`: what `metrics.json` holds; empty in processes other than the first.
 
     Raises:
         `ValueError`: for data or options that do not work, before anything is trained or removed.
@@ -382,14 +382,15 @@ def evaluate_run(
     ratings: Mapping[str, RatingDataset],
     truth: SyntheticTruth | None,
     batch_size: int = 64,
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Scores of the test split, with the records' sentiment and features given, and the explanations scored."""
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Scores of the test split, with the records' sentiment and features given, and the explanations scored. Beside
+    the numbers are `profile`, `protocol` and `signatures`, which say how the explanations were scored."""
     rows = predict_records(model, processor, records["test"], batch_size=batch_size)
     pairs = ratings["train"].columns["user_id"], ratings["train"].columns["item_id"]
     clusters = predict_pairs(model.rating_model, *pairs).cluster_posterior.argmax(dim=-1)
     shares = torch.bincount(clusters, minlength=model.config.num_clusters) / len(clusters)
     metrics = {
-        **score_predictions(rows),
+        **score_predictions(rows, "given"),
         **baseline_scores(records["train"], records["validation"], records["test"]),
         "min_cluster_share": shares.min().item(),
         **ranking_scores(
