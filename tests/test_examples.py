@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [
-    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/pretrained-llama.md"),
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/pretrained-llama.md", "docs/evaluation.md"),
     *("model_cards/README.md", "model_cards/quickstart/README.md"),
 ]
 USER, ITEM = "user_003", "item_005"
