@@ -244,3 +244,10 @@ def test_routing_report(model):
         chosen = [sorted(range(4), key=lambda expert, row=row: -row[expert])[:2] for row in logits.tolist()]
         by_hand = [sum(expert in pair for pair in chosen) / 10 for expert in range(4)]  # 5 tokens, 2 slots each
         torch.testing.assert_close(report.expert_share[0, layer], torch.tensor(by_hand))
+
+
+def test_experts_are_switched_after_a_llama_was_asked(model):
+    assert LlamaForCausalLM._can_set_experts_implementation() is False
+    model = copy.deepcopy(model)
+    model.set_experts_implementation("eager")
+    assert model.config._experts_implementation == "eager"

@@ -200,6 +200,8 @@ class GaVaMoEPreTrainedModel(LlamaPreTrainedModel):
     config: GaVaMoEConfig
     config_class = GaVaMoEConfig
     _no_split_modules = ["GaVaMoEDecoderLayer"]
+    # Otherwise inherited from Llama, which has no experts, once a Llama has been asked in the same process
+    _can_set_experts_implementation_cached_value = True
     # Gates must not depend on the precision that the language model is loaded in.
     _keep_in_fp32_modules_strict = ["rating_model"]
     _can_record_outputs = {
