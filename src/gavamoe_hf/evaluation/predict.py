@@ -71,48 +71,40 @@ def iterate_predictions(
     """
     if protocol not in ("given", "predicted"):
         raise ValueError(f'Expected `protocol` "given" or "predicted", but got {protocol!r}.')
-    return _iterate_predictions(model, processor, records, protocol, batch_size, first, seed, generate_kwargs)
 
+    # Of its own, so that the check above comes with the call rather than with the first row
+    def rows() -> Iterator[dict[str, Any]]:
+        was_training = model.training
+        model.eval()
+        options = {"do_sample": False, **generate_kwargs}
+        try:
+            for start in tqdm(range(first, len(records), batch_size), desc="Explaining", unit="batch"):
+                if seed is not None:
+                    set_seed(seed + start)
+                batch = records[start : start + batch_size]
+                is_given = protocol == "given"
+                explanations = model.explain(
+                    processor,
+                    user=batch["user"],
+                    item=batch["item"],
+                    rating=batch["rating"] if is_given else None,
+                    features=batch["feature"] if is_given else None,
+                    **options,
+                )
+                for index, explained in enumerate(explanations):
+                    yield {
+                        "user": explained.user,
+                        "item": explained.item,
+                        "rating": batch["rating"][index],
+                        "predicted_rating": explained.predicted_rating,
+                        "feature": batch["feature"][index],
+                        "reference": batch["explanation"][index],
+                        "prediction": explained.explanation,
+                    }
+        finally:
+            model.train(was_training)
 
-def _iterate_predictions(
-    model: Any,
-    processor: Any,
-    records: Dataset,
-    protocol: Protocol,
-    batch_size: int,
-    first: int,
-    seed: int | None,
-    generate_kwargs: dict[str, Any],
-) -> Iterator[dict[str, Any]]:
-    was_training = model.training
-    model.eval()
-    generate_kwargs = {"do_sample": False, **generate_kwargs}
-    try:
-        for start in tqdm(range(first, len(records), batch_size), desc="Explaining", unit="batch"):
-            if seed is not None:
-                set_seed(seed + start)
-            batch = records[start : start + batch_size]
-            is_given = protocol == "given"
-            explanations = model.explain(
-                processor,
-                user=batch["user"],
-                item=batch["item"],
-                rating=batch["rating"] if is_given else None,
-                features=batch["feature"] if is_given else None,
-                **generate_kwargs,
-            )
-            for index, explained in enumerate(explanations):
-                yield {
-                    "user": explained.user,
-                    "item": explained.item,
-                    "rating": batch["rating"][index],
-                    "predicted_rating": explained.predicted_rating,
-                    "feature": batch["feature"][index],
-                    "reference": batch["explanation"][index],
-                    "prediction": explained.explanation,
-                }
-    finally:
-        model.train(was_training)
+    return rows()
 
 
 def write_predictions(
