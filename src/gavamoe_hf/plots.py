@@ -12,11 +12,11 @@ import numpy as np
 LATENT_SPACE_FILE = "latent_space.png"
 
 # Okabe and Ito (jfly.uni-koeln.de/color): told apart with any colour vision. The pale ones come last.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
 _MARKERS = "os^Dv"  # the next one whenever the colours are used up
 _LEGEND_COLUMNS = 3  # as many as a panel is wide, or panels would be moved apart
 _MIN_PAIRS = 5
-_DPI = 150
+DPI = 150
 
 
 def plot_latent_space(
@@ -50,7 +50,7 @@ def plot_latent_space(
         `ValueError`: for panels of fewer than 5 pairs, with values that are not finite, whose latents are all equal
             (the latent has collapsed, and there is nothing to lay out), or whose shapes do not fit together.
     """
-    figure_class = _import_figure()
+    figure_class = import_figure()
     if not panels:
         raise ValueError("Expected at least one panel, title -> (latent means, clusters), but got none.")
     if max_pairs < _MIN_PAIRS:
@@ -75,11 +75,11 @@ def plot_latent_space(
         axis.set_axis_off()
     path = Path(path)
     beside = path.with_name(path.name + ".part")
-    figure.savefig(beside, dpi=_DPI, format="png")
+    figure.savefig(beside, dpi=DPI, format="png")
     os.replace(beside, path)
 
 
-def _import_figure() -> Any:
+def import_figure() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -131,8 +131,8 @@ def _embed(latents: np.ndarray, perplexity: float, seed: int) -> np.ndarray:
 
 def _draw_panel(axis: Any, points: np.ndarray, clusters: np.ndarray, shares: np.ndarray) -> None:
     size = float(np.clip(12000 / len(points), 6, 30))
-    colours = np.array([_COLOURS[cluster % len(_COLOURS)] for cluster in range(len(shares))])
-    markers = np.array([_MARKERS[cluster // len(_COLOURS) % len(_MARKERS)] for cluster in range(len(shares))])
+    colours = np.array([COLOURS[cluster % len(COLOURS)] for cluster in range(len(shares))])
+    markers = np.array([_MARKERS[cluster // len(COLOURS) % len(_MARKERS)] for cluster in range(len(shares))])
     for marker in dict.fromkeys(markers):
         drawn = markers[clusters] == marker
         axis.scatter(*points[drawn].T, s=size, c=colours[clusters[drawn]], marker=marker, linewidths=0, alpha=0.75)

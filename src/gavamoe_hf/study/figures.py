@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..plots import _COLOURS, _DPI, _import_figure
+from ..plots import COLOURS, DPI, import_figure
 
 ABLATION_FILE, SPARSITY_FILE, GATES_FILE, ALPHA_FILE = "ablation.png", "sparsity.png", "gates.png", "alpha.png"
 _MARKERS = "os^Dv<>P"
@@ -43,7 +43,7 @@ def plot_ablations(rows: Sequence[Any], labels: Mapping[str, str], path: str | o
                 [score["mean"] for score in found.values()],
                 width,
                 yerr=_errors(list(found.values())),
-                color=_COLOURS[number],
+                color=COLOURS[number],
                 hatch=_HATCHES[number % len(_HATCHES)],
                 edgecolor="white",
                 error_kw={"ecolor": "black", "capsize": 3, "elinewidth": 1},
@@ -93,7 +93,7 @@ def plot_lines(
                 [places.index(place) + shift for place in found],
                 [score["mean"] for score in found.values()],
                 yerr=_errors(list(found.values())),
-                color=_COLOURS[number % len(_COLOURS)],
+                color=COLOURS[number % len(COLOURS)],
                 marker=_MARKERS[number % len(_MARKERS)],
                 linestyle=("-", "--", "-.", ":")[number % 4],
                 markersize=5,
@@ -108,7 +108,7 @@ def plot_lines(
 
 def _panels(labels: Mapping[str, str], rows: Sequence[Any]) -> tuple[Any, Any]:
     """A figure with a panel for each metric and one place more, for the legend."""
-    figure_class = _import_figure()
+    figure_class = import_figure()
     if not rows:
         raise ValueError("Expected at least one row to draw, but no cell is finished yet.")
     height = -(-(len(labels) + 1) // _COLUMNS)
@@ -134,7 +134,7 @@ def _finish(figure: Any, axes: Any, count: int, axis_label: str, path: str | os.
     figure.supxlabel(_ERROR_BARS, fontsize=8, color="#555555")
     path = Path(path)
     beside = path.with_name(path.name + ".part")
-    figure.savefig(beside, dpi=_DPI, format="png")
+    figure.savefig(beside, dpi=DPI, format="png")
     os.replace(beside, path)
 
 

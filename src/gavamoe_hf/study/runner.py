@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from datasets import DatasetDict
 from transformers import set_seed
 
@@ -23,7 +22,7 @@ from ..evaluation.predict import predict_records, write_json, write_json_lines
 from ..evaluation.sparsity import sparsity_thirds
 from ..processing_gavamoe import GaVaMoEProcessor
 from ..training.building import build_model, build_processor, build_rating_model
-from ..training.lora import lora_config, quantization_config
+from ..training.lora import lora_config
 from ..training.pipeline import (
     ADAPTER_FOLDER,
     BASE_FOLDER,
@@ -233,9 +232,7 @@ def _run_cell(config: StudyConfig, data: StudyData, cell: Cell) -> None:
     model.rating_model.load_state_dict(load_rating_model(config, cell).state_dict())
     peft_config = lora_config(lora_args, sft_args, model.config)
     if peft_config is not None:
-        trained_dtype = torch.bfloat16 if sft_args.bf16 else torch.float32
-        quantization = quantization_config(lora_args, peft_config.modules_to_save, trained_dtype)
-        model = adapted_base(model, data.processor, sft_args, folder, True, quantization)
+        model = adapted_base(model, data.processor, lora_args, peft_config, sft_args, folder, resume=True)
     model = train_explanations(model, data.processor, data.records, sft_args, folder, True, peft_config)
     place_for_scoring(model, sft_args.device)
     scores = {}

@@ -151,12 +151,8 @@ def untrained_model(
     return model
 
 
-def quantization_config(
-    args: LoraArguments, trained_in_full: Iterable[str], dtype: torch.dtype
-) -> BitsAndBytesConfig | None:
-    """How `from_pretrained` loads the base of QLoRA, but for the modules trained in full; `None` without it."""
-    if not args.load_in_4bit:
-        return None
+def quantization_config(args: LoraArguments, trained_in_full: Iterable[str], dtype: torch.dtype) -> BitsAndBytesConfig:
+    """How `from_pretrained` loads the base of QLoRA, but for the modules trained in full."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=args.bnb_4bit_quant_type,

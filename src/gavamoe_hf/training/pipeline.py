@@ -18,7 +18,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig
 from sklearn.metrics import adjusted_rand_score
-from transformers import BitsAndBytesConfig, set_seed
+from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from ..data import SyntheticConfig, SyntheticTruth, generate_synthetic, load_records
@@ -50,7 +50,7 @@ from .lora import LoraArguments, lora_config, quantization_config, untrained_mod
 from .rating_trainer import RatingDataset, RatingTrainer, RatingTrainingArguments
 from .resume import last_complete_checkpoint
 from .sft_config import GaVaMoESFTConfig
-from .sft_trainer import GaVaMoESFTTrainer, prepare_examples
+from .sft_trainer import GaVaMoESFTTrainer, prepare_examples, set_loss_weights
 
 logger = logging.getLogger(__name__)
 
@@ -227,12 +227,10 @@ def run_training(
     set_seed(sft_args.seed)
     processor = build_processor(records["train"], model_args, data_args.rating_levels)
     model = build_model(processor, model_args, data_args.rating_levels, torch_dtype_of(model_args, lora_args))
-    for name in ("alpha", "beta"):
-        if getattr(sft_args, name) is not None:
-            setattr(model.config, name, getattr(sft_args, name))
     # Whatever stage 2 would not take is found before stage 1
     peft_config = lora_config(lora_args, sft_args, model.config)
-    untrained_model(model.config, model.dtype, sft_args, peft_config)
+    if peft_config is not None:
+        untrained_model(model.config, model.dtype, sft_args, peft_config)
     examples = {
         split: prepare_examples(records[split], processor, sft_args, is_training=split == "train")
         for split in ("train", "validation")
@@ -251,9 +249,7 @@ def run_training(
     if choose:
         model.drop_gates()
     if peft_config is not None:
-        dtype = torch.bfloat16 if sft_args.bf16 else torch.float32
-        quantization = quantization_config(lora_args, peft_config.modules_to_save, dtype)
-        model = adapted_base(model, processor, sft_args, output_dir, resume, quantization)
+        model = adapted_base(model, processor, lora_args, peft_config, sft_args, output_dir, resume)
     model = train_explanations(model, processor, examples, sft_args, output_dir, resume, peft_config)
     if model is None:
         return {}
@@ -318,14 +314,17 @@ def _rating_stage(
 def adapted_base(
     model: GaVaMoEForCausalLM,
     processor: GaVaMoEProcessor,
+    lora_args: LoraArguments,
+    peft_config: LoraConfig,
     sft_args: GaVaMoESFTConfig,
     output_dir: Path,
     resume: bool = False,
-    quantization: BitsAndBytesConfig | None = None,
 ) -> GaVaMoEForCausalLM:
     """Leaves the model that LoRA is to adapt in `base_model/`, whose name the adapter keeps, or takes the one that a
     resumed run left there; quantises it for QLoRA."""
     folder = output_dir / BASE_FOLDER
+    # The merged model has its config from here
+    set_loss_weights(model, sft_args)
     # Written last
     is_saved = resume and (folder / "config.json").is_file()
     with sft_args.main_process_first(desc="saving the base model"):
@@ -334,8 +333,10 @@ def adapted_base(
         elif sft_args.process_index == 0:
             save_checkpoint(model, processor, folder)
     model.name_or_path = str(folder)
-    if quantization is None:
+    if not lora_args.load_in_4bit:
         return model
+    dtype = torch.bfloat16 if sft_args.bf16 else torch.float32
+    quantization = quantization_config(lora_args, peft_config.modules_to_save, dtype)
     device = {"": sft_args.device}
     return GaVaMoEForCausalLM.from_pretrained(folder, quantization_config=quantization, device_map=device)
 

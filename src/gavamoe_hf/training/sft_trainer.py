@@ -76,6 +76,14 @@ def prepare_examples(
     return tokenize_records(dataset, processor, args.max_length, args.feature_dropout * is_training, args.seed)
 
 
+def set_loss_weights(model: Any, args: GaVaMoESFTConfig) -> None:
+    """Puts alpha and beta into the configs of a model, where the arguments give them."""
+    config = model.config
+    config.alpha = config.alpha if args.alpha is None else args.alpha
+    config.beta = config.beta if args.beta is None else args.beta
+    model.rating_model.config.beta = config.beta
+
+
 class GaVaMoESFTTrainer(SFTTrainer):
     """
     TRL's SFTTrainer with the loss of eq. 13, `alpha * elbo + (1 - alpha) * (nll + router_aux_loss_coef * aux)`. All
@@ -116,9 +124,7 @@ class GaVaMoESFTTrainer(SFTTrainer):
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
         freeze_parts(model, args.trainable_parts)
         config = model.config
-        config.alpha = config.alpha if args.alpha is None else args.alpha
-        config.beta = config.beta if args.beta is None else args.beta
-        model.rating_model.config.beta = config.beta
+        set_loss_weights(model, args)
         self._nll_totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         super().__init__(
             model=model,
