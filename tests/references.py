@@ -1,6 +1,10 @@
 """Tiny models and naive references: loops that follow the equations, one pair, token and expert at a time."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,6 +30,23 @@ class Blocker(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Blocker())
 """
+
+
+def run_without_package(script: str, *arguments: object, modules: Path, cwd: Path) -> str:
+    """Runs a script that starts in a process which knows neither the package nor a network; what it prints."""
+    home = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(modules / "modules"), "HF_HOME": str(modules / "home")}
+    environment = {name: value for name, value in {**os.environ, **home}.items() if name != "PYTHONPATH"}
+    result = subprocess.run(
+        [sys.executable, "-c", BLOCK_PACKAGE + script, *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result.stdout
+
 
 # Options of `ModelArguments` for a model from scratch that trains in seconds
 TINY_MODEL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, moe_intermediate_size=16, num_experts=4)

@@ -2,18 +2,15 @@
 
 import copy
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from references import (
-    BLOCK_PACKAGE,
     naive_encode,
     naive_gelu,
     naive_linear,
     random_prompts,
+    run_without_package,
     spread_clusters,
     tiny_model,
 )
@@ -361,9 +358,7 @@ def test_new_pairs_are_explained(explaining, processor):
 
 
 # Run elsewhere, with the folder as its argument.
-SCRIPT = (
-    BLOCK_PACKAGE
-    + r"""
+SCRIPT = r"""
 import torch
 from transformers import AutoModelForCausalLM, AutoProcessor
 
@@ -386,7 +381,6 @@ assert torch.allclose(model.rating_model.user_embeddings.weight[9], saved["next"
 assert "gavamoe_hf" not in sys.modules
 print("ALL CHECKED")
 """
-)
 
 
 def test_new_rows_are_saved_and_load_without_the_package(explaining, processor, tmp_path):
@@ -406,9 +400,5 @@ def test_new_rows_are_saved_and_load_without_the_package(explaining, processor, 
     }
     explaining.add_users(processor, {"B": OTHER})
     torch.save({**saved, "next": table(explaining, "user")[9].detach().clone()}, tmp_path / "saved.pt")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    environment.pop("PYTHONPATH", None)
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-4000:]
-    assert result.stdout.strip().endswith("ALL CHECKED")
+    output = run_without_package(SCRIPT, tmp_path, modules=tmp_path, cwd=tmp_path)
+    assert output.strip().endswith("ALL CHECKED")

@@ -3,13 +3,11 @@
 import importlib.util
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from peft import LoraConfig
-from references import BLOCK_PACKAGE, TINY_MODEL, make_trainer, sft_arguments
+from references import TINY_MODEL, make_trainer, run_without_package, sft_arguments
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -219,10 +217,7 @@ def test_adapters_load_in_a_fresh_process_without_the_package(tiny, planted, tmp
     torch.save(dict(batch), tmp_path / "batch.pt")
     # The ids' tables travel with the adapter
     assert "rating_model.user_embeddings.weight" in " ".join(load_names(tmp_path / "adapter"))
-    done = subprocess.run(
-        [sys.executable, "-c", BLOCK_PACKAGE + PLAIN_PEFT, str(tmp_path)], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    run_without_package(PLAIN_PEFT, tmp_path, modules=tmp_path, cwd=tmp_path)
     logits = torch.load(tmp_path / "logits.pt", weights_only=True)
     torch.testing.assert_close(logits["adapted"], expected)
     torch.testing.assert_close(logits["merged"], expected, rtol=1e-4, atol=1e-4)

@@ -2,17 +2,14 @@
 
 import json
 import logging
-import os
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
 from huggingface_hub import ModelCard
-from references import BLOCK_PACKAGE, tiny_run
+from references import run_without_package, tiny_run
 
 from gavamoe_hf import model_card as cards
 from gavamoe_hf.cli.main import main as gavamoe
@@ -380,23 +377,8 @@ def test_a_run_leaves_its_card(finished, planted):
 
 def test_the_snippet_runs_in_the_folder_without_the_package(finished, tmp_path):
     (snippet,) = re.findall(r"```python\n(.*?)```", (finished / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "HF_MODULES_CACHE": str(tmp_path / "modules"),
-        "HF_HOME": str(tmp_path / "home"),
-    }
-    environment.pop("PYTHONPATH", None)
-    result = subprocess.run(
-        [sys.executable, "-c", BLOCK_PACKAGE + snippet],
-        cwd=finished,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
-    assert re.search(r"^predicted rating [1-5]\.\d, cluster [0-2]$", result.stdout, re.MULTILINE)
+    output = run_without_package(snippet, modules=tmp_path, cwd=finished)
+    assert re.search(r"^predicted rating [1-5]\.\d, cluster [0-2]$", output, re.MULTILINE)
 
 
 @pytest.fixture

@@ -1,20 +1,15 @@
 """A checkpoint is self-contained: a fresh process that cannot import the package loads and uses it all the same."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from references import BLOCK_PACKAGE, random_prompts, spread_clusters, tiny_model
+from references import random_prompts, run_without_package, spread_clusters, tiny_model
 
 from gavamoe_hf import GaVaMoEProcessor
 
 # Run elsewhere, with the folder as its argument. Prints what it has checked at the end.
-SCRIPT = (
-    BLOCK_PACKAGE
-    + r"""
+SCRIPT = r"""
 try:
     import gavamoe_hf
 except ImportError as error:
@@ -67,7 +62,6 @@ assert type(again) is not type(model)
 assert "gavamoe_hf" not in sys.modules
 print("ALL CHECKED")
 """
-)
 
 
 @pytest.fixture(scope="module")
@@ -136,20 +130,5 @@ def test_files_of_a_checkpoint(saved):
 
 
 def test_loads_without_the_package(saved, tmp_path):
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "HF_MODULES_CACHE": str(tmp_path / "modules"),
-        "HF_HOME": str(tmp_path / "home"),
-    }
-    environment.pop("PYTHONPATH", None)
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(saved)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
-    assert result.stdout.strip().endswith("ALL CHECKED")
+    output = run_without_package(SCRIPT, saved, modules=tmp_path, cwd=tmp_path)
+    assert output.strip().endswith("ALL CHECKED")
