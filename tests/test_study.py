@@ -22,7 +22,8 @@ from gavamoe_hf.evaluation.sparsity import sparsity_thirds
 from gavamoe_hf.study import Cell, StudyConfig, cell_states, read_study_data, run_study, write_report
 from gavamoe_hf.study import report as report_module
 from gavamoe_hf.study import runner as runner_module
-from gavamoe_hf.study.report import Row, markdown_table, study_tables, summarize
+from gavamoe_hf.study.peers import compare_with_peer
+from gavamoe_hf.study.report import Row, markdown_table, peer_test_table, study_tables, summarize
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "examples" / "reproduce_paper.py"
@@ -267,6 +268,50 @@ def test_a_peer_is_scored_as_the_models_are(study, tmp_path, data_folder):
     path.write_text("{\n")
     with pytest.raises(ValueError, match="expected one JSON object a line, but line 1"):
         write_report(config, read_study_data(config))
+
+
+def test_models_are_tested_against_a_peer_on_the_same_records(study, tmp_path):
+    data = read_study_data(study)
+    own = study.folder / "cells" / FULL / "predictions_given.jsonl"
+    rows = [json.loads(line) for line in own.read_text().splitlines()]
+    write_json_lines(tmp_path / "peer.jsonl", [{**row, "prediction": row["reference"]} for row in rows])
+    config = dataclasses.replace(
+        study,
+        peers={
+            "Same": {"predictions": str(own), "protocol": "given"},
+            "Truth": {"predictions": str(tmp_path / "peer.jsonl"), "protocol": "given"},
+        },
+    )
+    same, truth = (compare_with_peer(config, data, name)[0] for name in ("Same", "Truth"))
+    assert {test["difference"] for test in same.values()} == {0.0}
+    given = json.loads((study.folder / "cells" / FULL / "metrics.json").read_text())["scores"]["given"]["all"]
+    assert truth["rouge_l"]["difference"] == pytest.approx(given["rouge_l"] - 100.0)
+    assert truth["rouge_l"]["p_value"] < 0.05 and truth["rouge_l"]["confidence_95"][1] < 0
+    assert truth["rating_rmse"]["difference"] == 0.0
+
+    write_report(config, data)
+    assert "### GaVaMoE less Truth, given" in (study.folder / "study.md").read_text()
+    saved = json.loads((study.folder / "study.json").read_text())["peer_tests"]
+    assert saved["Truth"]["0"]["rouge_l"]["difference"] == truth["rouge_l"]["difference"]
+    assert compare_with_peer(dataclasses.replace(config, protocols=["predicted"]), data, "Same") == {}
+
+
+def test_paired_tests_as_a_table():
+    def test(difference, interval, p):
+        return {"difference": difference, "confidence_95": interval, "p_value": p}
+
+    tests = {
+        0: {"bleu_4": test(0.514, (0.1, 0.9), 0.0001), "rating_rmse": test(-0.0194, (-0.03, 0.01), 0.25)},
+        2: {"bleu_4": test(-0.2, None, None)},
+    }
+    assert peer_test_table("Peer", "given", tests)[1:2] == ["### GaVaMoE less Peer, given"]
+    assert peer_test_table("Peer", "given", tests)[5:] == [
+        "| metric | seed 0 | seed 2 |",
+        "|---|---|---|",
+        "| RMSE, stars | -0.019 (-0.030 to +0.010), p 0.250 |  |",
+        "| BLEU-4, % | +0.51 (+0.10 to +0.90), p < 0.001 | -0.20 |",
+    ]
+    assert peer_test_table("Peer", "given", {}) == []
 
 
 def test_other_options_or_data_are_refused(study, planted, tmp_path):

@@ -344,7 +344,7 @@ def markdown_table(result: dict[str, Any]) -> str:
                 test = comparison["tests"].get(key)
                 cells += ["", "", "", ""]
                 if test is not None:
-                    p_value = _p_value(test["p_value"])
+                    p_value = format_p_value(test["p_value"])
                     interval = _interval(test["confidence_95"], mark)
                     cells[3:] = [_number(comparison["scores"][key]), _number(test["difference"]), interval, p_value]
             lines.append(_row(cells))
@@ -402,7 +402,8 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _p_value(value: float | None) -> str:
+def format_p_value(value: float | None) -> str:
+    """A p-value as tables show it; none where there was no test."""
     return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..evaluation.cluster_report import predict_pairs_of
+from ..evaluation.evaluator import format_p_value
 from ..evaluation.predict import write_json, write_text
 from ..evaluation.sparsity import THIRDS
 from ..plots import LATENT_SPACE_FILE, plot_latent_space
 from .config import PROTOCOLS, Cell, StudyConfig
 from .figures import ABLATION_FILE, ALPHA_FILE, GATES_FILE, SPARSITY_FILE, plot_ablations, plot_lines
 from .paper_results import PAPER_RESULTS
+from .peers import compare_with_peer, score_peer
 from .runner import StudyData, load_rating_model, lock_study, read_metrics
-from .scoring import WHOLE, score_rows
+from .scoring import WHOLE
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,8 @@ METRICS = {
 SHORT = ("rating_rmse", "bleu_4", "rouge_l", "distinct_2", "feature_match")
 
 Summary = dict[str, dict[str, float]]
+# By seed and metric
+PeerTests = dict[int, dict[str, dict[str, Any]]]
 
 
 @dataclass
@@ -121,10 +125,11 @@ def write_report(config: StudyConfig, data: StudyData) -> dict[str, list[Row]]:
     Raises:
         `ValueError`: for a peer's file whose rows are not those of the test split.
     """
-    peers = {name: _score_peer(config, data, name) for name in config.peers}
+    peers = {name: score_peer(config, data, name) for name in config.peers}
     with lock_study(config):
         # Not before: another process may have finished cells, and reported them, in the meantime
         tables = study_tables(config, peers)
+        tests = {name: compare_with_peer(config, data, name) for name in config.peers}
         figures = _draw_figures(config, data, tables)
         cells = {cell.name: read_metrics(config, cell) for cell in config.cells()}
         missing = [name for name, metrics in cells.items() if metrics is None]
@@ -133,10 +138,11 @@ def write_report(config: StudyConfig, data: StudyData) -> dict[str, list[Row]]:
             "seeds": config.seeds,
             "cells": {"finished": len(cells) - len(missing), "missing": missing},
             "tables": {name: [vars(row) for row in rows] for name, rows in tables.items()},
+            "peer_tests": tests,
             "paper": PAPER_RESULTS.get(config.paper_dataset or ""),
         }
         write_json(config.folder / TABLES_FILE, report)
-        write_text(config.folder / REPORT_FILE, _markdown(config, data, tables, missing, figures))
+        write_text(config.folder / REPORT_FILE, _markdown(config, data, tables, tests, missing, figures))
     return tables
 
 
@@ -201,32 +207,16 @@ def study_tables(config: StudyConfig, peers: Mapping[str, dict[str, dict[str, fl
     }
 
 
-def _score_peer(config: StudyConfig, data: StudyData, name: str) -> dict[str, dict[str, float]]:
-    path = Path(config.train["dataset"]) / config.peers[name]["predictions"]
-    test = data.records["test"]
-    rows = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"{path}: expected one JSON object a line, but line {number}: {error}.") from error
-    if len(rows) != len(test):
-        raise ValueError(f"{path}: expected the {len(test)} records of the test split, but got {len(rows)} lines.")
-    for number, (row, user, item) in enumerate(zip(rows, test["user"], test["item"], strict=True), start=1):
-        if (str(row.get("user")), str(row.get("item"))) != (user, item):
-            raise ValueError(
-                f"{path}: expected the test records in order, user {user!r} and item {item!r} in line {number}, but "
-                f"got {row.get('user')!r} and {row.get('item')!r}. Is it of another split?"
-            )
-    return score_rows(rows, data.thirds)
-
-
 # Markdown
 
 
 def _markdown(
-    config: StudyConfig, data: StudyData, tables: Mapping[str, list[Row]], missing: list[str], figures: list[str]
+    config: StudyConfig,
+    data: StudyData,
+    tables: Mapping[str, list[Row]],
+    tests: Mapping[str, PeerTests],
+    missing: list[str],
+    figures: list[str],
 ) -> str:
     summary, paper = data.summary, PAPER_RESULTS.get(config.paper_dataset or "")
     sizes = ", ".join(f"{name} {count:,}" for name, count in summary["splits"].items())
@@ -257,6 +247,9 @@ def _markdown(
     for name, (title, heading) in titles.items():
         metrics = METRICS if name == "main" else SHORT
         lines += ["", f"## {title}", "", *markdown_table(tables[name], heading, metrics, name in ("ablation", "gates"))]
+        if name == "main":
+            for peer, by_seed in tests.items():
+                lines += peer_test_table(peer, config.peers[peer]["protocol"], by_seed)
         if name == "sparsity":
             lines += ["", _thirds_line(data)]
         if name == "gates" and paper:
@@ -308,6 +301,45 @@ def markdown_table(
         cells += [_score_cell(row, name, rows) for name in columns]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def peer_test_table(peer: str, protocol: str, tests: PeerTests) -> list[str]:
+    """
+    The paired tests against a peer in Markdown: a row for each metric, a column for each seed.
+
+    Args:
+        peer (`str`): Its name.
+        protocol (`str`): That both were told the same.
+        tests (`dict[int, dict[str, dict]]`): From [`compare_with_peer`].
+
+    Returns:
+        `list[str]`: The lines, the heading among them; none where there is no test.
+    """
+    if not tests:
+        return []
+    lines = [
+        "",
+        f"### {OURS} less {peer}, {protocol}",
+        "",
+        "Difference on the same records of each seed, its 95 % interval and p, by paired bootstrap. p is not corrected "
+        "for the number of metrics.",
+        "",
+        f"| metric | {' | '.join(f'seed {seed}' for seed in tests)} |",
+        f"|{'---|' * (1 + len(tests))}",
+    ]
+    for name, metric in METRICS.items():
+        found = [by_metric.get(name) for by_metric in tests.values()]
+        if any(found):
+            cells = [_difference(test, metric.decimals) if test else "" for test in found]
+            lines.append(f"| {metric.label}, {metric.unit} | {' | '.join(cells)} |")
+    return lines
+
+
+def _difference(test: Mapping[str, Any], decimals: int) -> str:
+    text, interval, p = f"{test['difference']:+.{decimals}f}", test["confidence_95"], test["p_value"]
+    if interval is not None:
+        text += f" ({interval[0]:+.{decimals}f} to {interval[1]:+.{decimals}f})"
+    return text if p is None else f"{text}, p {format_p_value(p)}"
 
 
 def _score_cell(row: Row, name: str, rows: Sequence[Row]) -> str:

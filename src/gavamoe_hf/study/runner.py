@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict
@@ -168,6 +169,11 @@ def read_metrics(config: StudyConfig, cell: Cell) -> dict[str, Any] | None:
     return json.loads((config.folder / CELLS_FOLDER / cell.name / METRICS_FILE).read_text(encoding="utf-8"))
 
 
+def predictions_path(config: StudyConfig, cell: Cell, protocol: str) -> Path:
+    """Where a finished cell's predictions of the test split are."""
+    return config.folder / CELLS_FOLDER / cell.name / f"predictions_{protocol}.jsonl"
+
+
 def load_rating_model(config: StudyConfig, cell: Cell) -> GaVaMoERatingModel | None:
     """A cell's rating model as stage 1 left it; `None` where it has not been trained."""
     folder = config.folder / SHARED_FOLDER / cell.rating_name / RATING_FOLDER
@@ -239,7 +245,7 @@ def _run_cell(config: StudyConfig, data: StudyData, cell: Cell) -> None:
     for protocol in config.protocols:
         batch_size = data_args.generation_batch_size
         rows = predict_records(model, data.processor, data.records["test"], protocol, batch_size)
-        write_json_lines(folder / f"predictions_{protocol}.jsonl", rows)
+        write_json_lines(predictions_path(config, cell, protocol), rows)
         scores[protocol] = score_rows(rows, data.thirds)
     if config.keep_checkpoints:
         save_checkpoint(model, data.processor, folder)
