@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -344,3 +345,32 @@ def make_trainer(tiny, planted, folder, peft_config=None, **options):
         processor=processor,
         peft_config=peft_config,
     )
+
+
+def library_scores(predictions: list[str], references: list[str], features: list[list[str]] | None = None) -> dict:
+    """The text scores of the profile `default`, from the libraries themselves and from sets of n-grams."""
+    import sacrebleu
+    from rouge_score.rouge_scorer import RougeScorer
+
+    lowered = [text.lower() for text in predictions]
+    scores = {}
+    for order in (1, 4):
+        metric = sacrebleu.BLEU(lowercase=True, max_ngram_order=order)
+        scores[f"bleu_{order}"] = metric.corpus_score(predictions, [references]).score
+    names = {"rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l"}
+    rouge = [RougeScorer(list(names)).score(true.lower(), text) for text, true in zip(lowered, references, strict=True)]
+    for name, key in names.items():
+        scores[key] = 100 * sum(each[name].fmeasure for each in rouge) / len(rouge)
+    for n in (1, 2):
+        grams = [tuple(words[i : i + n]) for words in map(str.split, lowered) for i in range(len(words) - n + 1)]
+        scores[f"distinct_{n}"] = 100 * len(set(grams)) / len(grams) if grams else 0.0
+    scores["unique_sentence_ratio"] = len({tuple(text.split()) for text in lowered}) / len(lowered)
+    asked = [(text, given) for text, given in zip(lowered, features or [], strict=bool(features)) if any(given)]
+    if asked:
+        # Whole words, and symbols each by itself
+        spaced = [f" {' '.join(re.findall(r'[a-z0-9_]+|[^a-z0-9_ ]', text))} " for text, _ in asked]
+        named = [
+            any(f" {name.lower()} " in text for name in given) for text, (_, given) in zip(spaced, asked, strict=True)
+        ]
+        scores["feature_match"] = sum(named) / len(named)
+    return scores

@@ -5,12 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
-from references import tiny_run
+from references import library_scores, tiny_run
 
 from gavamoe_hf.cli.main import main
 from gavamoe_hf.data import SyntheticConfig, write_synthetic
 from gavamoe_hf.evaluation import predict as prediction
-from gavamoe_hf.evaluation import score_text
 from gavamoe_hf.training.pipeline import save_checkpoint
 
 ROWS = [
@@ -58,7 +57,7 @@ class TestPredictions:
     def test_leaves_metrics(self, predictions: Path, tmp_path: Path, capsys) -> None:
         assert main(["evaluate", "--predictions", str(predictions), "--output_dir", str(tmp_path / "out")]) == 0
         metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
-        expected = score_text([row["prediction"] for row in ROWS], [row["reference"] for row in ROWS])
+        expected = library_scores([row["prediction"] for row in ROWS], [row["reference"] for row in ROWS])
         assert {key: metrics[key] for key in expected} == pytest.approx(expected)
         assert metrics["bootstrap"] == {"resamples": 1000, "seed": 0}
         assert (tmp_path / "out" / "metrics.md").read_text(encoding="utf-8") == capsys.readouterr().out

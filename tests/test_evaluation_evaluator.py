@@ -11,6 +11,7 @@ import evaluate
 import numpy as np
 import pytest
 from huggingface_hub import RepoCard
+from references import library_scores
 
 from gavamoe_hf.evaluation import (
     METRICS_MODULE,
@@ -18,7 +19,6 @@ from gavamoe_hf.evaluation import (
     evaluate_predictions,
     rating_errors,
     score_profile,
-    score_text,
 )
 from gavamoe_hf.evaluation.bootstrap import resample_weights
 from gavamoe_hf.evaluation.evaluator import markdown_table, score_predictions, write_evaluation
@@ -62,7 +62,7 @@ def predictions(tmp_path: Path) -> Path:
 
 def test_default_equals_the_libraries(predictions: Path) -> None:
     texts, references, features, ratings, predicted = (list(column) for column in zip(*TEXTS, strict=True))
-    expected = {**rating_errors(predicted, ratings), **score_text(texts, references, features)}
+    expected = {**rating_errors(predicted, ratings), **library_scores(texts, references, features)}
     result = evaluate_predictions(predictions)
     assert {key: result[key] for key in expected} == pytest.approx(expected, rel=1e-12)
     assert result["profile"] == "default" and result["protocol"] is None and result["num_records"] == 5
@@ -209,7 +209,7 @@ def test_scores_of_a_run() -> None:
     result = score_predictions(rows(), "given")
     assert (result.pop("profile"), result.pop("protocol")) == ("default", "given")
     signatures = result.pop("signatures")
-    expected = {**rating_errors(predicted, ratings), **score_text(texts, references, features)}
+    expected = {**rating_errors(predicted, ratings), **library_scores(texts, references, features)}
     assert list(signatures) == list(result) == list(expected)
     assert result == pytest.approx(expected, rel=1e-12)
     assert all(f"profile:default|metric:{key}|" in signatures[key] for key in result)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from datasets import load_dataset
 
-from gavamoe_hf.evaluation import baseline_scores, rating_errors, score_text
+from gavamoe_hf.evaluation import baseline_scores, rating_errors, score_profile
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "musical_instruments"
 
@@ -18,7 +18,7 @@ def _scores(name: str) -> dict[str, float]:
     lines = (DATA / "peer_predictions" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     records: list[dict[str, Any]] = [json.loads(line) for line in lines]
     assert len(records) == 821
-    scores = score_text(
+    scores = score_profile(
         [record["prediction"] for record in records],
         [record["reference"] for record in records],
         features=[[record["feature"]] for record in records],

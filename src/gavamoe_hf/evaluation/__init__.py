@@ -8,15 +8,7 @@ from .profiles import PROFILES, Profile
 from .ranking_metrics import expected_hit_ratio_and_ndcg, ranking_scores, rating_scorer
 from .rating_metrics import rating_errors
 from .sentiment import sentiment_agreement, vader_sentiment
-from .text_metrics import (
-    bleu,
-    distinct_n,
-    feature_match,
-    require_text_metrics,
-    rouge,
-    score_text,
-    unique_sentence_ratio,
-)
+from .text_metrics import require_text_metrics
 
 __all__ = [
     "METRICS_MODULE",
@@ -28,22 +20,16 @@ __all__ = [
     "MeanBaseline",
     "Profile",
     "baseline_scores",
-    "bleu",
-    "distinct_n",
     "evaluate_predictions",
     "expected_hit_ratio_and_ndcg",
     "feature_coverage",
     "feature_diversity",
-    "feature_match",
     "ranking_scores",
     "rating_errors",
     "rating_scorer",
     "require_baselines",
     "require_text_metrics",
-    "rouge",
     "score_profile",
-    "score_text",
     "sentiment_agreement",
-    "unique_sentence_ratio",
     "vader_sentiment",
 ]
