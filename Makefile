@@ -6,7 +6,7 @@ PYTHON ?= python3
 STAMP := $(VENV)/.gavamoe-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install test quickstart lint format
+.PHONY: help install test quickstart docs lint format
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,6 +25,9 @@ test: $(STAMP)  ## Run the tests
 
 quickstart: $(STAMP)  ## Train, generate and score a small model end to end
 	$(VENV)/bin/python examples/quickstart.py --output_dir outputs/quickstart
+
+docs: $(STAMP)  ## Build the documentation as a site
+	$(VENV)/bin/mkdocs build --strict
 
 lint: $(STAMP)  ## Check style and formatting
 	$(VENV)/bin/ruff check .

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from references import guide_snippets
 
 STEPS, SAVED_STEP = 4, 2
 PAIRS = {"user_id": [0, 3, -1], "item_id": [2, 4, 1], "max_new_tokens": 5, "do_sample": False}
@@ -34,15 +35,17 @@ def load_parallel(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
     from gavamoe_hf import GaVaMoEForCausalLM
 
-    kinds = {"tp": {"tp_plan": "auto"}, "ep": {"tp_size": 2, "ep_size": 2}}
+    _, guide = guide_snippets("pretrained-llama.md")
     results = {}
     for name in sorted(path.name for path in folder.iterdir() if path.is_dir()):
         batch = torch.load(folder / f"{name}.pt")
-        for kind, sizes in kinds.items():
-            if (name, kind) != ("dense", "ep"):
-                config = DistributedConfig(**sizes)
-                model = GaVaMoEForCausalLM.from_pretrained(folder / name, distributed_config=config)
-                results[name, kind] = answers(model, batch)
+        namespace: dict[str, Any] = {}
+        exec(guide.replace("outputs/reviews", str(folder / name)), namespace)
+        results[name, "tp"] = answers(namespace["model"], batch)
+        if name != "dense":
+            config = DistributedConfig(tp_size=2, ep_size=2)
+            model = GaVaMoEForCausalLM.from_pretrained(folder / name, distributed_config=config)
+            results[name, "ep"] = answers(model, batch)
     return results
 
 

@@ -33,6 +33,12 @@ sys.meta_path.insert(0, Blocker())
 """
 
 
+def guide_snippets(guide: str) -> list[str]:
+    """The Python of a guide in docs/."""
+    text = (Path(__file__).resolve().parent.parent / "docs" / guide).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
 def run_without_package(script: str, *arguments: object, modules: Path, cwd: Path) -> str:
     """Runs a script that starts in a process which knows neither the package nor a network; what it prints."""
     home = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(modules / "modules"), "HF_HOME": str(modules / "home")}

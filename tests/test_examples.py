@@ -20,9 +20,9 @@ from gavamoe_hf.training.rating_trainer import RatingDataset
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 DOCUMENTS = [
-    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/pretrained-llama.md", "docs/evaluation.md"),
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", *GUIDES),
     *("model_cards/README.md", "model_cards/quickstart/README.md"),
 ]
 USER, ITEM = "user_003", "item_005"
@@ -32,6 +32,11 @@ def blocks(document: str, language: str) -> list[str]:
     text = (ROOT / document).read_text(encoding="utf-8")
     found = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     return [block for name, block in found if name == language]
+
+
+# Whose Python needs more than a checkpoint is run by tests of its own, by `guide_snippets`
+WITH_PYTHON = ["README.md", *(name for name in GUIDES if blocks(name, "python"))]
+WITH_PYTHON.remove("docs/pretrained-llama.md")
 
 
 def load_example(name: str):
@@ -191,13 +196,15 @@ def test_quickstart_prints_scores_of_the_run(checkpoint, tmp_path, monkeypatch, 
 
 
 def test_quickstart_knows_the_metrics(synthetic, pair):
-    """The names in the score table, and in the README's, are those of `metrics.json`."""
+    """The names in the score table, and in the guide's, are those of `metrics.json`."""
     processor, model = pair
     records = synthetic.records
     ratings = {split: RatingDataset.from_records(records[split], processor) for split in records}
     metrics, _ = pipeline.evaluate_run(model, processor, records, ratings, synthetic.truth)
     assert set(load_example("quickstart").SCORES) <= set(metrics)
-    table = README.split("| in `metrics.json` |")[1].split("\n\n")[0]
+    table = (
+        (ROOT / "docs" / "your-data.md").read_text(encoding="utf-8").split("| in `metrics.json` |")[1].split("\n\n")[0]
+    )
     rows = [row.split("|")[1] for row in table.splitlines()[2:]]
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(metrics)
 
@@ -205,14 +212,14 @@ def test_quickstart_knows_the_metrics(synthetic, pair):
 # README
 
 
-def test_readme_python_runs_in_order(checkpoint, capsys):
-    snippets = blocks("README.md", "python")
-    assert len(snippets) == 3
-    assert '"outputs/quickstart"' in snippets[0]
+@pytest.mark.parametrize("document", WITH_PYTHON)
+def test_python_of_the_documents_runs_in_order(document, checkpoint, capsys):
+    snippets = blocks(document, "python")
+    # A guide goes on from what the README loaded
     namespace: dict = {}
-    for snippet in snippets:
+    for snippet in blocks("README.md", "python") * (document != "README.md") + snippets:
         source = snippet.replace('"outputs/quickstart"', repr(str(checkpoint)))
-        exec(compile(source, "README.md", "exec"), namespace)
+        exec(compile(source, document, "exec"), namespace)
     output = capsys.readouterr().out
     assert re.search(r"predicted rating \d\.\d, cluster \d", output)
 
@@ -223,9 +230,9 @@ def test_readme_quickstart_is_short():
 
 
 def readme_commands() -> list[str]:
-    documents = ("README.md", "docs/pretrained-llama.md")
-    lines = [line for document in documents for block in blocks(document, "bash") for line in block.splitlines()]
-    inline = re.findall(r"`(gavamoe \w+ --[^`]*)`", README)
+    found = [block for document in ("README.md", *GUIDES) for block in blocks(document, "bash")]
+    lines = [line for block in found for line in block.replace("\\\n", " ").splitlines()]
+    inline = re.findall(r"`(gavamoe \w+ --[^`]*)`", (ROOT / "README.md").read_text(encoding="utf-8"))
     return [line for line in [*lines, *inline] if line.startswith("gavamoe ")]
 
 
@@ -235,7 +242,7 @@ def test_readme_has_commands():
 
 @pytest.mark.parametrize("command", [c for c in readme_commands() if c.startswith("gavamoe train")])
 def test_readme_train_commands_parse(command, tmp_path, monkeypatch, capsys):
-    (config,) = blocks("README.md", "yaml")
+    (config,) = blocks("docs/your-data.md", "yaml")
     (tmp_path / "train.yaml").write_text(config, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     runs = []
@@ -278,7 +285,7 @@ def test_readme_options_exist(capsys):
     with pytest.raises(SystemExit):
         gavamoe(["train", "--help"])
     known = set(re.findall(r"--[a-z0-9_]+", capsys.readouterr().out))
-    documents = (ROOT / "README.md", ROOT / "docs" / "pretrained-llama.md")
+    documents = [ROOT / name for name in ("README.md", "docs/your-data.md", "docs/pretrained-llama.md")]
     mentioned = {option for path in documents for option in re.findall(r"`(--[a-z0-9_]+)", path.read_text("utf-8"))}
     assert mentioned, "no option is mentioned"
     assert mentioned <= known | {"--config", "--compare"}
@@ -286,7 +293,8 @@ def test_readme_options_exist(capsys):
 
 def test_readme_names_what_departs_where_it_is():
     """Each class or function named in the table of departures exists."""
-    table = README.split("## Where we depart from the paper")[1].split("\n## ")[0]
+    paper = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
+    table = paper.split("## Where we depart from the paper")[1].split("\n## ")[0]
     places = [row.split("|")[-2] for row in table.splitlines() if row.startswith("|")][2:]
     sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
     assert len(places) >= 10
@@ -309,6 +317,21 @@ def test_links_lead_somewhere(document):
     for target in targets:
         if not target.startswith("https://"):
             assert (path.parent / target).exists(), target
+
+
+def test_the_site_builds_with_every_guide(tmp_path, caplog):
+    """`make docs`."""
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path / "site"), strict=True)
+    build(config)
+    pages = {path.stem for path in (tmp_path / "site").glob("*.html")}
+    assert {Path(name).stem for name in GUIDES} <= pages
+    reference = (tmp_path / "site" / "reference.html").read_text(encoding="utf-8")
+    assert "Paper: 9,765 / 7,506 / 27,147" in reference
+    named = {name for entry in config.nav for name in entry.values()}
+    assert {f"docs/{name}" for name in named} == set(GUIDES)
 
 
 def test_tree_in_contributing_is_true():

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from peft import LoraConfig
-from references import TINY_MODEL, make_trainer, run_without_package, sft_arguments
+from references import TINY_MODEL, guide_snippets, make_trainer, run_without_package, sft_arguments
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -218,6 +218,8 @@ def test_adapters_load_in_a_fresh_process_without_the_package(tiny, planted, tmp
     # The ids' tables travel with the adapter
     assert "rating_model.user_embeddings.weight" in " ".join(load_names(tmp_path / "adapter"))
     run_without_package(PLAIN_PEFT, tmp_path, modules=tmp_path, cwd=tmp_path)
+    guide, _ = guide_snippets("pretrained-llama.md")
+    run_without_package(guide.replace("outputs/run", str(tmp_path)), modules=tmp_path, cwd=tmp_path)
     logits = torch.load(tmp_path / "logits.pt", weights_only=True)
     torch.testing.assert_close(logits["adapted"], expected)
     torch.testing.assert_close(logits["merged"], expected, rtol=1e-4, atol=1e-4)
