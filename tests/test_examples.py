@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 GUIDES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 DOCUMENTS = [
-    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", *GUIDES),
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", *GUIDES),
     *("model_cards/README.md", "model_cards/quickstart/README.md"),
 ]
 USER, ITEM = "user_003", "item_005"
