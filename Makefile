@@ -6,7 +6,7 @@ PYTHON ?= python3
 STAMP := $(VENV)/.gavamoe-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install test quickstart docs lint format
+.PHONY: help install test quickstart benchmark docs lint format
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -28,6 +28,9 @@ quickstart: $(STAMP)  ## Train, generate and score a small model end to end
 
 docs: $(STAMP)  ## Build the documentation as a site
 	$(VENV)/bin/mkdocs build --strict
+
+benchmark: $(STAMP)  ## Time the model beside its references, and write a table to outputs/benchmark
+	$(VENV)/bin/python benchmarks/run.py --output_dir outputs/benchmark
 
 lint: $(STAMP)  ## Check style and formatting
 	$(VENV)/bin/ruff check .

@@ -201,6 +201,7 @@ def test_mapped_column_that_is_missing():
             r"keys among user, .*, but got 'reviewerID'.*Did you swap keys and values\?",
         ),
         ({"stars": "x"}, r"keys among user, item, rating, feature, explanation, split, but got 'stars'\."),
+        ({"stars": []}, r"keys among user, .*, but got 'stars'\."),
         ({"user": 3}, r"one column name for each key, but got 3 for 'user'\. Pass a string"),
         ({"user": "item"}, r"a different column for each name, but got 'item' more than once"),
     ],
@@ -210,7 +211,7 @@ def test_bad_column_mapping(mapping, message):
         load_records(Dataset.from_list(make_rows()), column_mapping=mapping)
 
 
-@pytest.mark.parametrize("levels", [(), (3,), (1, float("nan")), ("a", "b"), 5])
+@pytest.mark.parametrize("levels", [(), (3,), (1, float("nan")), (1, 10**400), ("a", "b"), 5])
 def test_bad_rating_levels(levels):
     with pytest.raises(DataError, match=r"expected rating_levels with at least two .*Pass \(1, 2, 3, 4, 5\)"):
         load_records(Dataset.from_list(make_rows()), rating_levels=levels)
@@ -358,6 +359,12 @@ def test_unknown_suffix(tmp_path):
 def test_missing_path(tmp_path, as_type):
     with pytest.raises(DataError, match=r"existing file or folder, but found nothing at .*gone\.jsonl\. Check the"):
         load_records(as_type(tmp_path / "gone.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["x" * 5000 + ".csv", "a\x00.csv", "~nobody-of-that-name/x.csv"])
+def test_path_that_cannot_be(name):
+    with pytest.raises(DataError, match="existing file or folder, but found nothing at"):
+        load_records(name)
 
 
 def test_source_of_another_type():

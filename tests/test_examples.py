@@ -104,7 +104,7 @@ for path in sys.argv[1:]:
 
 
 def test_every_example_has_help():
-    names = {"explain", "quickstart", "reproduce_paper", "train_explanation", "train_rating"}
+    names = {"batch_explain", "explain", "quickstart", "reproduce_paper", "train_explanation", "train_rating"}
     assert {path.stem for path in EXAMPLES} == names
     command = [sys.executable, "-c", HELP, *map(str, EXAMPLES)]
     output = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
@@ -117,6 +117,27 @@ def test_every_example_has_help():
 def test_docstring_has_a_command_that_names_the_script(path):
     docstring = path.read_text(encoding="utf-8").split('"""')[1]
     assert f"    python examples/{path.name} --" in docstring
+
+
+def test_batch_explain_adds_what_explain_says(pair, checkpoint, tmp_path, monkeypatch):
+    processor, model = pair
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    pairs = [
+        {"user": user, "item": ITEM, "rating": rating, "features": features, "note": "kept"}
+        for user, rating, features in ((USER, 5.0, ["sound"]), ("user_004", None, None), ("user_005", 1.0, []))
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    script = load_example("batch_explain")
+    files = {"pairs": str(tmp_path / "pairs.jsonl"), "output": str(tmp_path / "explained.jsonl")}
+    script.main(script.ScriptArguments(model=str(checkpoint), batch_size=2, max_new_tokens=6, **files))
+    rows = [json.loads(line) for line in (tmp_path / "explained.jsonl").read_text().splitlines()]
+    assert len(rows) == 3
+    for row, given in zip(rows, pairs, strict=True):
+        asked = {name: given[name] for name in ("user", "item", "rating", "features")}
+        expected = model.explain(processor, **asked, do_sample=False, max_new_tokens=6)[0]
+        assert row["note"] == "kept" and row["user"] == given["user"]
+        assert row["explanation"] == expected.explanation and row["cluster"] == expected.cluster
+        assert row["predicted_rating"] == pytest.approx(expected.predicted_rating, abs=1e-5)
 
 
 def test_explain_prints_explanation_rating_cluster_and_experts(pair, checkpoint, capsys):

@@ -101,10 +101,40 @@ def test_shards(sharded):
     (sharded / shard).write_bytes(content[:-1])
     with pytest.raises(ValueError, match=rf"{shard} is truncated"):
         load_checkpoint(str(sharded))
-    for broken in ('{"weight_map": {', "{}", '{"weight_map": 3}'):
+    for broken in ('{"weight_map": {', "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'):
         index.write_text(broken)
         with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json is not"):
             load_checkpoint(str(sharded))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_json_that_is_no_object(checkpoint, name):
+    (checkpoint / name).write_text("[]")
+    with pytest.raises(ValueError, match=rf"{name}: expected a JSON object, but got a list\. Save it again"):
+        load_checkpoint(str(checkpoint))
+
+
+@pytest.mark.parametrize("shard", ["../checkpoint/model.safetensors", "/etc/passwd", "", ".."])
+def test_weights_outside_the_folder_are_not_read(checkpoint, shard):
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+    with pytest.raises(ValueError, match=r"index\.json: expected names of files in its folder, but got"):
+        load_checkpoint(str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "found"),
+    [
+        ("tokenizer.json", {"model": {}}, "Exception"),
+        ("tokenizer_config.json", {"model_max_length": []}, "TypeError"),
+        ("processor_config.json", {"users": 3}, "TypeError"),
+        ("processor_config.json", {"chat_template": "{% broken"}, "TemplateSyntaxError"),
+    ],
+)
+def test_fields_that_are_not_as_they_were_saved(checkpoint, name, change, found):
+    path = checkpoint / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=rf"Expected a checkpoint .*, but loading it failed with {found}: .* Save or"):
+        load_checkpoint(str(checkpoint))
 
 
 def test_no_such_folder(tmp_path):

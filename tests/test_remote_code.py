@@ -112,6 +112,7 @@ def test_files_of_a_checkpoint(saved):
         "fold_in_gavamoe.py",
         "generation_gavamoe.py",
         "modeling_gavamoe.py",
+        "pipeline_gavamoe.py",
         "vae_gmm_gavamoe.py",
         "processing_gavamoe.py",
         "recommendation_gavamoe.py",
@@ -124,6 +125,7 @@ def test_files_of_a_checkpoint(saved):
         "AutoModelForCausalLM": "modeling_gavamoe.GaVaMoEForCausalLM",
     }
     assert config["architectures"] == ["GaVaMoEForCausalLM"]
+    assert list(config["custom_pipelines"]) == ["explainable-recommendation"]
     processor = json.loads((saved / "checkpoint" / "processor_config.json").read_text())
     assert processor["auto_map"] == {"AutoProcessor": "processing_gavamoe.GaVaMoEProcessor"}
     assert processor["users"][3] == "U3"

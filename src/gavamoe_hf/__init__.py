@@ -1,30 +1,56 @@
 """GaVaMoE for Hugging Face: explainable recommendation with a VAE-GMM-routed mixture of experts (arXiv 2410.11841)."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
 
-from .configuration_gavamoe import POPULATION_ID, GaVaMoEConfig
-from .fold_in_gavamoe import GaVaMoEFoldInResult
-from .generation_gavamoe import GaVaMoEExplanation, GaVaMoERoutingReport
-from .loading import load_checkpoint
-from .modeling_gavamoe import (
-    GaVaMoECausalLMOutputWithPast,
-    GaVaMoEForCausalLM,
-    GaVaMoEModel,
-    GaVaMoEModelOutputWithPast,
-)
-from .processing_gavamoe import GaVaMoEProcessor
-from .recommendation_gavamoe import GaVaMoERecommendationOutput
-from .vae_gmm_gavamoe import GaVaMoERatingModel, GaVaMoERatingOutput
 from .version import __version__
 
-AutoConfig.register("gavamoe", GaVaMoEConfig, exist_ok=True)
-# The causal-LM class for AutoModel too, so that `generate` works from either
-AutoModel.register(GaVaMoEConfig, GaVaMoEForCausalLM, exist_ok=True)
-AutoModelForCausalLM.register(GaVaMoEConfig, GaVaMoEForCausalLM, exist_ok=True)
-AutoProcessor.register(GaVaMoEConfig, GaVaMoEProcessor, exist_ok=True)
+
+def _is_command() -> bool:
+    """Whether this process is `gavamoe`, or `python -m gavamoe_hf`."""
+    script = sys.argv[0] if getattr(sys, "argv", None) else ""
+    # Not `sys.argv` alone: a process that the command spawns is given the command's
+    original = sys.orig_argv
+    if script == "-m":  # only while the parent packages of the module are imported, ours or somebody else's
+        return "-m" in original[:-1] and original[original.index("-m") + 1].split(".")[0] == __name__
+    return script in original and os.path.basename(script) in ("gavamoe", "gavamoe.exe", "gavamoe-script.py")
+
+
+# An import registers with the Auto classes, so that `AutoModel.from_pretrained` works after `import gavamoe_hf` alone.
+# It takes seconds, since it brings torch and transformers, and the command has to list its options without them: there
+# the names come at first use, and `cli/main.py` registers before it runs anything. The command is told by its name,
+# since nothing else sets it apart before the package is imported; what is not recognised gets the whole import.
+if TYPE_CHECKING or not _is_command():
+    from .auto import (
+        POPULATION_ID,
+        ExplainableRecommendationPipeline,
+        GaVaMoECausalLMOutputWithPast,
+        GaVaMoEConfig,
+        GaVaMoEExplanation,
+        GaVaMoEFoldInResult,
+        GaVaMoEForCausalLM,
+        GaVaMoEModel,
+        GaVaMoEModelOutputWithPast,
+        GaVaMoEProcessor,
+        GaVaMoERatingModel,
+        GaVaMoERatingOutput,
+        GaVaMoERecommendationOutput,
+        GaVaMoERoutingReport,
+        load_checkpoint,
+    )
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(".auto", __name__), name)
+
 
 __all__ = [
     "POPULATION_ID",
+    "ExplainableRecommendationPipeline",
     "GaVaMoECausalLMOutputWithPast",
     "GaVaMoEConfig",
     "GaVaMoEExplanation",

@@ -11,6 +11,9 @@ from transformers import LlamaConfig
 # Raised when the layout of a saved checkpoint changes in a way that an older package cannot read.
 FORMAT_VERSION = 1
 
+# More than any model has: layers are built one by one, and a config with a billion of them would fill the memory
+MAX_LAYERS = 1000
+
 # The index that stands for "a user (or item) that the model does not know": the population embedding.
 POPULATION_ID = -1
 
@@ -171,19 +174,24 @@ class GaVaMoEConfig(LlamaConfig):
         # As a field of its own, which `@strict` checks the type of; the alias alone is set unchecked
         if "num_experts" in kwargs:
             self.num_local_experts = kwargs.pop("num_experts")
+        if not __name__.startswith("transformers_modules."):
+            # Beside the package transformers knows the task: it would ask for `trust_remote_code` to run a second copy
+            kwargs.pop("custom_pipelines", None)
         self.rating_levels = [float(level) for level in self.rating_levels]
         if self.positive_rating_threshold is None and len(self.rating_levels) > 0:
             self.positive_rating_threshold = (self.rating_levels[0] + self.rating_levels[-1]) / 2
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        # Before the fields are looked at: one of a newer format may be of another type
+        _require_format(config_dict.get("format_version"))
+        return super().from_dict(config_dict, **kwargs)
+
     def validate_architecture(self) -> None:
         """Refuses combinations of values that cannot work; called by `@strict` after construction."""
         super().validate_architecture()
-        _require(
-            self.format_version <= FORMAT_VERSION,
-            f"This checkpoint has format version {self.format_version}, but this package reads up to "
-            f"{FORMAT_VERSION}. Install a newer gavamoe-hf.",
-        )
+        _require_format(self.format_version)
         self._validate_rating_model()
         self._validate_experts()
         self._validate_prompt()
@@ -200,6 +208,8 @@ class GaVaMoEConfig(LlamaConfig):
             "vae_decoder_hidden_size",
         ):
             _require(getattr(self, name) >= 1, f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name in ("num_hidden_layers", "vae_num_layers"):
+            _require(getattr(self, name) <= MAX_LAYERS, f"`{name}` must be at most {MAX_LAYERS}, got more.")
         _require(
             self.vae_num_heads >= 1 and self.vae_embedding_size % self.vae_num_heads == 0,
             f"`vae_num_heads` must divide `vae_embedding_size` ({self.vae_embedding_size}), got {self.vae_num_heads}.",
@@ -263,6 +273,14 @@ class GaVaMoEConfig(LlamaConfig):
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _require_format(version: Any) -> None:
+    _require(
+        not isinstance(version, int) or version <= FORMAT_VERSION,
+        f"This checkpoint has format version {version}, but this package reads up to {FORMAT_VERSION}. Install a newer "
+        "gavamoe-hf.",
+    )
 
 
 GaVaMoEConfig.register_for_auto_class()

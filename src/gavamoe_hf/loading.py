@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftConfig, PeftModel
 
 from .modeling_gavamoe import GaVaMoEForCausalLM
@@ -31,7 +32,8 @@ def load_checkpoint(
         kwargs: passed to `from_pretrained` of both (`revision`, `token`, ...), or of an adapter's base.
 
     Raises:
-        `FileNotFoundError`: for a folder that lacks a file, naming it; `ValueError`: for one with a truncated file.
+        `FileNotFoundError`: for a folder that lacks a file, naming it; `ValueError`: for one with a truncated file, or
+        with one that is not as it was saved.
     """
     folder = Path(path_or_id)
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
@@ -41,8 +43,21 @@ def load_checkpoint(
         check_checkpoint(folder)
     elif folder.exists() or str(path_or_id).startswith(("/", ".", "~")):
         raise FileNotFoundError(f"Expected a checkpoint folder or a Hub id, but there is no folder {path_or_id}.")
-    model = GaVaMoEForCausalLM.from_pretrained(path_or_id, **kwargs).eval()
-    return model, GaVaMoEProcessor.from_pretrained(path_or_id, **kwargs)
+    try:
+        model = GaVaMoEForCausalLM.from_pretrained(path_or_id, **kwargs).eval()
+        processor = GaVaMoEProcessor.from_pretrained(path_or_id, **kwargs)
+        # A tokenizer or a template that does not work is found here
+        processor.stored_prompts()
+        processor(user=None, item=None, features=["a"])
+        return model, processor
+    except (OSError, ValueError, ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        # A field that is not as it was saved may make transformers and tokenizers raise nearly anything
+        raise ValueError(
+            f"Expected a checkpoint as `save_pretrained` leaves it in {path_or_id}, but loading it failed with "
+            f"{type(error).__name__}: {error}. Save or download it again."
+        ) from error
 
 
 def load_adapter(
@@ -87,10 +102,13 @@ def check_checkpoint(folder: Path, needed: tuple[str, ...] = _NEEDED_FILES) -> N
     if index.is_file():
         try:
             shards = sorted(set(_read_json(index)["weight_map"].values()))
+            outside = [shard for shard in shards if Path(shard).name != shard or shard in ("", "..")]
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{index} is not an index of weights: no `weight_map`. Save or download it again."
             ) from error
+        if outside:
+            raise ValueError(f"{index}: expected names of files in its folder, but got {outside[0]!r}. Do not use it.")
     else:
         shards = [name for name in needed if name.endswith(".safetensors")]
     for shard in shards:
@@ -106,8 +124,11 @@ def _require_file(path: Path) -> None:
         )
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: truncated? ({error}) Save it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, but got a {type(content).__name__}. Save it again.")
+    return content

@@ -464,14 +464,19 @@ class GaVaMoEForCausalLM(
         return output.to_tuple() if return_dict is False else output
 
     def save_pretrained(self, save_directory: Any, *args, **kwargs) -> None:
-        """[`~transformers.PreTrainedModel.save_pretrained`], with the code files and an `auto_map` that makes
-        `AutoModel` load this class as well as `AutoModelForCausalLM`."""
+        """[`~transformers.PreTrainedModel.save_pretrained`], with the code files, an `auto_map` that makes
+        `AutoModel` load this class as well as `AutoModelForCausalLM`, and the pipeline."""
+        # An import of this file, so that the pipeline's travels too; here, since a model alone has no need of it
+        from .pipeline_gavamoe import TASK, ExplainableRecommendationPipeline
+
         # FSDP2 puts a class of its own, from torch's files, before a model's: the code to save is the model's
         sharded_class = type(self)
         self.__class__ = next(cls for cls in sharded_class.__mro__ if not cls.__name__.startswith("FSDP"))
         try:
             reference = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), "AutoModel": reference}
+            implementation = f"pipeline_gavamoe.{ExplainableRecommendationPipeline.__name__}"
+            self.config.custom_pipelines = {TASK: {"impl": implementation, "pt": ["AutoModelForCausalLM"]}}
             super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self.__class__ = sharded_class

@@ -272,7 +272,7 @@ class GaVaMoEProcessor(ProcessorMixin):
                     user=None if raw_user is None else str(raw_user),
                     item=None if raw_item is None else str(raw_item),
                     rating=_checked_rating(value),
-                    features=[str(name) for name in ([names] if isinstance(names, str) else names)],
+                    features=_checked_features(names),
                 )
             )
         return pairs
@@ -348,6 +348,10 @@ class GaVaMoEProcessor(ProcessorMixin):
         return self._tokenize(text, split_special_tokens=True)
 
     def _tokenize(self, text: str, split_special_tokens: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"Expected text that UTF-8 can hold, but got {text[:100]!r}: {error}.") from error
         with _TOKENIZER_LOCK:
             encoding = self.tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens)
         return encoding["input_ids"]
@@ -443,11 +447,18 @@ def _checked_rating(value: Any) -> float | None:
         return None
     try:
         rating = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         rating = float("nan")
     if rating != rating or rating in (float("inf"), float("-inf")):
-        raise ValueError(f"Expected `rating` as a finite number, but got {value!r}.")
+        raise ValueError(f"Expected `rating` as a finite number, but got {repr(value)[:100]}.")
     return rating
+
+
+def _checked_features(names: Any) -> list[str]:
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"Expected `features` of a pair as a list of strings, but got {repr(names)[:100]}.")
+    return list(names)
 
 
 GaVaMoEProcessor.register_for_auto_class()

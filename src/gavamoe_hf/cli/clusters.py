@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers import HfArgumentParser
+from .arguments import HfArgumentParser
 
 if TYPE_CHECKING:
     from ..processing_gavamoe import GaVaMoEProcessor

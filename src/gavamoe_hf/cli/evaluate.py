@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import HfArgumentParser
+from .arguments import HfArgumentParser
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser
+from .arguments import HfArgumentParser
 
 
 @dataclass

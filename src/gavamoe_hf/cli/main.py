@@ -39,6 +39,9 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"gavamoe: expected a command among {', '.join(COMMANDS)}, but got {command!r}\n")
         return 2
     run = importlib.import_module(f".{command.replace('-', '_')}", __package__).run
+    if not {"-h", "--help"} & set(options):
+        # With the Auto classes, which the package leaves to its command
+        importlib.import_module("..auto", __package__)
     try:
         run(options)
     except (ValueError, LookupError, OSError, ImportError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser
+from .arguments import HfArgumentParser
 
 
 @dataclass

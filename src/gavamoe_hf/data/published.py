@@ -51,8 +51,11 @@ def is_published(source: Any) -> bool:
     """
     if not isinstance(source, str | os.PathLike):
         return False
-    folder = Path(source).expanduser()
-    return (folder / REVIEWS_FILE).is_file() and not any((folder / f"train{suffix}").is_file() for suffix in SUFFIXES)
+    # Those of `Path` raise for names that cannot be
+    folder = os.path.expanduser(source)
+    return os.path.isfile(os.path.join(folder, REVIEWS_FILE)) and not any(
+        os.path.isfile(os.path.join(folder, f"train{suffix}")) for suffix in SUFFIXES
+    )
 
 
 def read_published(

@@ -81,10 +81,11 @@ def read_source(source: Any, wanted: Collection[str]) -> dict[str, RawRecords]:
             f"type {type(source).__name__}. Make it a Dataset first: Dataset.from_list, from_pandas or "
             "from_generator."
         )
-    path = Path(source).expanduser()
-    if path.is_dir():
+    # These never raise; those of `Path` do for names that cannot be
+    path = Path(os.path.expanduser(source))
+    if os.path.isdir(path):
         return _read_folder(path, wanted)
-    if path.exists():
+    if os.path.exists(path):
         return {"train": _read_file(path, wanted)}
     if isinstance(source, str) and path.suffix.lower() not in SUFFIXES and _HUB_ID.fullmatch(source):
         return _read_hub(source, wanted)

@@ -105,7 +105,7 @@ def _read_parts(source: Any, wanted: Collection[str], index_folder: str | None) 
 def _check_levels(rating_levels: Sequence[float]) -> list[float]:
     try:
         levels = sorted({float(level) for level in rating_levels})
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         levels = []
     if len(levels) < 2 or not all(map(math.isfinite, levels)):
         raise DataError(
@@ -121,7 +121,8 @@ def _resolve_names(column_mapping: Mapping[str, str] | None) -> dict[str, str]:
     mapping = dict(column_mapping or {})
     unknown = [name for name in mapping if name not in names]
     if unknown:
-        hint = " Did you swap keys and values?" if any(value in names for value in mapping.values()) else ""
+        is_swapped = any(isinstance(value, str) and value in names for value in mapping.values())
+        hint = " Did you swap keys and values?" if is_swapped else ""
         raise DataError(
             f"column_mapping: expected keys among {', '.join(names)}, but got {show_names(unknown)}. Map our "
             f"name to the source's, as in {{'user': 'reviewerID'}}.{hint}"

@@ -151,6 +151,8 @@ def write_json_lines(path: str | os.PathLike[str], rows: Sequence[dict[str, Any]
     """Writes rows beside the path and renames, so that the file is whole or not there."""
     path = Path(path)
     beside = path.with_name(path.name + ".part")
+    # A link there would be followed
+    beside.unlink(missing_ok=True)
     with open(beside, "w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -166,6 +168,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a text file beside the path and renames, so that the file is whole or not there."""
     path = Path(path)
     beside = path.with_name(path.name + ".part")
+    beside.unlink(missing_ok=True)
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
 

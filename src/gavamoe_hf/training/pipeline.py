@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 
 import torch
 from datasets import Dataset, DatasetDict
+from huggingface_hub import create_repo
 from peft import LoraConfig
 from sklearn.metrics import adjusted_rand_score
 from transformers import set_seed
@@ -37,6 +38,7 @@ from ..evaluation.predict import (
     write_json,
     write_json_lines,
 )
+from ..hub import push_checkpoint
 from ..loading import load_adapter
 from ..model_card import CARD_FILE, is_unedited_card, model_card, write_model_card
 from ..modeling_gavamoe import GaVaMoEForCausalLM
@@ -68,6 +70,7 @@ _NOT_DESCRIBED = {
     "overwrite_output_dir",
     "resume_from_checkpoint",
     "disable_tqdm",
+    "push_to_hub",
     "hub_token",
     "dry_run",
 }
@@ -195,7 +198,8 @@ def run_training(
     (`README.md`, unless somebody wrote or edited the one that is there), the rating model alone (`rating_model/`) and
     the trainers' own checkpoints (`checkpoints/`), from which a run that was interrupted goes on with
     `resume_from_checkpoint`. With LoRA, also the adapter (`adapter/`) and what it adapts (`base_model/`); the
-    checkpoint is the two merged.
+    checkpoint is the two merged. With `push_to_hub`, the checkpoint, its card and its scores are pushed at the end, and
+    nothing before that.
 
     Under `accelerate launch` all processes train stage 2, and share `output_dir`; the first one does the rest.
 
@@ -212,6 +216,7 @@ def run_training(
     Raises:
         `ValueError`: for data or options that do not work, before anything is trained or removed.
         `FileExistsError`: if `output_dir` holds another run.
+        `OSError`: if the Hub does not let it create the repository, before anything is trained.
     """
     output_dir = Path(sft_args.output_dir)
     lora_args = lora_args or LoraArguments()
@@ -235,6 +240,7 @@ def run_training(
         split: prepare_examples(records[split], processor, sft_args, is_training=split == "train")
         for split in ("train", "validation")
     }
+    hub_id = hub_repository(sft_args) if sft_args.push_to_hub and sft_args.process_index == 0 else None
     # All have looked at the folder by now
     with sft_args.main_process_first(desc="making output_dir"):
         if sft_args.process_index == 0:
@@ -259,8 +265,29 @@ def run_training(
     write_json_lines(output_dir / PREDICTIONS_FILE, rows)
     write_json(output_dir / METRICS_FILE, metrics)
     report_clusters(model, processor, records["train"], output_dir)
-    leave_model_card(model, processor, records, metrics, arguments, sft_args)
+    described = arguments if hub_id is None else {**arguments, "hub_model_id": hub_id}
+    leave_model_card(model, processor, records, metrics, described, sft_args)
+    if hub_id is not None:
+        push_run(output_dir, hub_id, sft_args)
     return metrics
+
+
+def hub_repository(sft_args: GaVaMoESFTConfig) -> str:
+    """Id of the repository that a run is pushed to, created if it is not there."""
+    name = sft_args.hub_model_id or Path(sft_args.output_dir).resolve().name
+    return create_repo(name, private=sft_args.hub_private_repo, token=sft_args.hub_token, exist_ok=True).repo_id
+
+
+def push_run(output_dir: Path, hub_id: str, sft_args: GaVaMoESFTConfig) -> None:
+    """Pushes what a run left; `ConnectionError`, which says how to try again, where that fails."""
+    try:
+        commit = push_checkpoint(output_dir, hub_id, token=sft_args.hub_token, revision=sft_args.hub_revision)
+    except OSError as error:
+        raise ConnectionError(
+            f"The run is complete in {output_dir}, but it could not be pushed: {error} Try again with "
+            f'`gavamoe_hf.hub.push_checkpoint("{output_dir}", "{hub_id}")`.'
+        ) from error
+    logger.info("Pushed to %s: %s", hub_id, commit.commit_url)
 
 
 def train_rating_model(
@@ -355,6 +382,8 @@ def train_explanations(
     folder = output_dir / CHECKPOINT_FOLDER / "explanation"
     args = copy.copy(sft_args)
     args.output_dir = str(folder)
+    # The run is pushed when it is whole
+    args.push_to_hub = False
     last = last_complete_checkpoint(folder) if resume else None
     train, validation = records["train"], records["validation"]
     trainer = GaVaMoESFTTrainer(model, args, train, validation, processor, peft_config=peft_config)
