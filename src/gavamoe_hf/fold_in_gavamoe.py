@@ -4,11 +4,14 @@
 Shapes: N new rows, P ratings of their histories, E `vae_embedding_size`.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
+from torch import nn
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .vae_gmm_gavamoe import GaVaMoERatingModel
 
@@ -109,18 +112,50 @@ class GaVaMoEFoldInMixin:
     # Also for callers who serve requests without gradients
     @torch.inference_mode(False)
     @torch.enable_grad()
+    def for_visitor(self, processor: Any, history: Sequence[tuple[str, float]]) -> Self:
+        """
+        The model as it is for someone who comes once: a view in which the population's user, `user=None` and
+        `user_id=-1`, has the row that [`~add_users`] would fit to these ratings. This model and the processor stay as
+        they are, so that views for many visitors can be made and used at once; each has a row and little more of its
+        own, and shares all other parameters with this model. It is for questions, not for training.
+
+        Args:
+            processor ([`GaVaMoEProcessor`]): The checkpoint's processor.
+            history (`Sequence[tuple[str, float]]`): The visitor's (raw item id, rating) pairs. Items have to be known.
+
+        Returns:
+            [`GaVaMoEForCausalLM`]: the view.
+
+        Raises:
+            `ValueError`: for histories as [`~add_users`], for a processor of another model, and for a model whose
+            `forward` has been replaced, as accelerate does to spread one over devices.
+        """
+        modules = (self, self.model, self.rating_model)
+        if any("forward" in vars(module) for module in modules):
+            raise ValueError(
+                "Expected a model whose `forward` is that of its class, but something replaced it, such as a "
+                "`device_map` over several devices; a view would run this model in its place. Load it on one device."
+            )
+        _check_processor(processor, self.config)
+        pairs = _check_history("user", "visitor", history, processor, self.config.rating_levels)
+        rows, _ = self._fit("user", [pairs])
+        # Layers are shared: hooks that both model and view had installed would record each output twice
+        maybe_install_capturing_hooks(self.model)
+        view, decoder, rating_model = map(_shallow_copy, modules)
+        view.model, decoder.rating_model = decoder, rating_model
+        population = rating_model.population_user
+        rating_model.population_user = nn.Parameter(rows[0].to(population), requires_grad=False)
+        return view
+
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def _fold_in(
         self, kind: str, processor: Any, histories: Any, features: Mapping[str, Sequence[str]] | None
     ) -> list[GaVaMoEFoldInResult]:
         rating_model = self.rating_model
         ids, pairs, item_features = _check_arguments(kind, processor, histories, features, self.config)
-        owner = torch.tensor([row for row, history in enumerate(pairs) for _ in history], dtype=torch.long)
-        partner = torch.tensor([index for history in pairs for index, _ in history], dtype=torch.long)
-        rating = torch.tensor([value for history in pairs for _, value in history])
         first = getattr(self.config, f"num_{kind}s")
-        num_trained = first - getattr(self.config, f"num_added_{kind}s")
-        trained = getattr(rating_model, f"{kind}_embeddings").weight[:num_trained]
-        rows, losses = _fit_rows(rating_model, kind, trained, len(ids), owner, partner, rating)
+        rows, losses = self._fit(kind, pairs)
         # The table first and the processor last: whoever finds a new id in it finds its row as well
         rating_model.grow_table(kind, rows)
         for name in (f"num_{kind}s", f"num_added_{kind}s"):
@@ -137,11 +172,24 @@ class GaVaMoEFoldInMixin:
             for row, raw in enumerate(ids)
         ]
 
+    def _fit(self, kind: str, pairs: list[list[tuple[int, float]]]) -> tuple[torch.Tensor, list[float]]:
+        """The row of each history of (partner's index, rating) pairs, and its loss, as [`_fit_rows`] has them."""
+        owner = torch.tensor([row for row, history in enumerate(pairs) for _ in history], dtype=torch.long)
+        partner = torch.tensor([index for history in pairs for index, _ in history], dtype=torch.long)
+        rating = torch.tensor([value for history in pairs for _, value in history])
+        num_trained = getattr(self.config, f"num_{kind}s") - getattr(self.config, f"num_added_{kind}s")
+        trained = getattr(self.rating_model, f"{kind}_embeddings").weight[:num_trained]
+        return _fit_rows(self.rating_model, kind, trained, len(pairs), owner, partner, rating)
 
-def _check_arguments(
-    kind: str, processor: Any, histories: Any, features: Mapping[str, Sequence[str]] | None, config: Any
-) -> tuple[list[str], list[list[tuple[int, float]]], list[list[str]] | None]:
-    """The new raw ids, for each its (partner's index, rating) pairs, and for items their features."""
+
+def _shallow_copy(module: nn.Module) -> nn.Module:
+    """A module with the parameters and children of another, in dictionaries of its own."""
+    other = copy.copy(module)
+    other._parameters, other._modules = dict(module._parameters), dict(module._modules)
+    return other
+
+
+def _check_processor(processor: Any, config: Any) -> None:
     for name, count in (("users", config.num_users), ("items", config.num_items)):
         known = len(getattr(processor, name))
         if known != count:
@@ -149,6 +197,13 @@ def _check_arguments(
                 f"Expected the processor of this model, which has {count} {name}, but got one with {known}. Load both "
                 "from the same checkpoint."
             )
+
+
+def _check_arguments(
+    kind: str, processor: Any, histories: Any, features: Mapping[str, Sequence[str]] | None, config: Any
+) -> tuple[list[str], list[list[tuple[int, float]]], list[list[str]] | None]:
+    """The new raw ids, for each its (partner's index, rating) pairs, and for items their features."""
+    _check_processor(processor, config)
     if not isinstance(histories, Mapping):
         raise TypeError(
             f"Expected `histories` as a mapping from each new {kind} id to its ratings, such as "

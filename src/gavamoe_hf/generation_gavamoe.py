@@ -1,7 +1,7 @@
 # Copyright 2026 The gavamoe-hf authors. Licensed under the Apache License, Version 2.0.
 """What one asks a GaVaMoE model about user-item pairs: explanations, ratings, clusters and routes.
 
-Shapes: B batch, T tokens, X `num_local_experts`, L layers.
+Shapes: B batch, T tokens, P tokens of a shared prefix, G distinct gates, X `num_local_experts`, L layers.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
+from transformers import DynamicCache, LogitsProcessorList, SuppressTokensLogitsProcessor
 from transformers.utils import ModelOutput
+
+# Prompt tokens that a shared prefix has to save, since it costs a forward pass more
+_MIN_SAVED_TOKENS = 128
 
 
 @dataclass
@@ -72,6 +75,71 @@ class GaVaMoEGenerationMixin:
             model_inputs.pop("item_id", None)
         return model_inputs
 
+    def _prefill(self, input_ids: torch.LongTensor, generation_config: Any, model_kwargs: dict, *args, **kwargs):
+        # Here since beams are rows by now, options are merged and the cache is there
+        cache = model_kwargs.get("past_key_values")
+        if (
+            type(cache) is DynamicCache
+            and cache.get_seq_length() == 0
+            and model_kwargs.get("inputs_embeds") is None
+            # Which would lack the prefix
+            and not generation_config.output_hidden_states
+            and not generation_config.output_attentions
+        ):
+            mask, gate_index = (model_kwargs.get(name) for name in ("attention_mask", "gate_index"))
+            self._cache_shared_prefix(cache, input_ids, mask, gate_index)
+        return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
+
+    def _cache_shared_prefix(
+        self,
+        cache: DynamicCache,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.LongTensor | None,
+        gate_index: torch.LongTensor | None,
+    ) -> None:
+        """
+        Fills an empty cache with the first columns of the prompts where these begin alike: their keys and values are
+        computed once for each gate in place of each row. The rest of the prompts is left to the caller.
+
+        Keys depend on a token's position among those of its row, and not on the column. So where a row has p padding
+        tokens, its column c takes token c - p of the prefix.
+        """
+        batch_size, width = input_ids.shape
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        elif attention_mask.ndim != 2 or (attention_mask.long().diff(dim=1) < 0).any():
+            return
+        padding = (attention_mask == 0).sum(dim=1, keepdim=True)  # [B, 1]
+        column = torch.arange(width, device=input_ids.device)
+        tokens = input_ids.gather(1, (column + padding).clamp(max=width - 1))  # [B, T], padding at the end
+        # At least one token is left to every row, and both placeholders
+        shared = (tokens == tokens[0]).all(dim=0) & (column < width - 1 - padding.max())
+        for placeholder in self._placeholders():
+            shared &= (tokens != placeholder).all(dim=0)
+        length = int(shared.long().cumprod(dim=0).sum())
+        if gate_index is None:
+            gate_index = torch.zeros(batch_size, dtype=torch.long, device=input_ids.device)
+        gates, row_gate = gate_index.unique(return_inverse=True)
+        if (batch_size - len(gates)) * length < _MIN_SAVED_TOKENS:
+            return
+        prefix = self(
+            input_ids=tokens[:1, :length].expand(len(gates), -1),
+            gate_index=gates,
+            use_cache=True,
+            output_router_logits=False,
+            logits_to_keep=1,
+        )
+        token = (column[:length] - padding).clamp(min=0)  # [B, P]
+        for index, layer in enumerate(prefix.past_key_values.layers):
+            # [G, heads, P, width] -> [B, heads, P, width]
+            keys, values = (
+                states[row_gate[:, None], :, token].transpose(1, 2) for states in (layer.keys, layer.values)
+            )
+            cache.update(keys, values, index)
+
+    def _placeholders(self) -> list[int]:
+        return [token for token in (self.config.user_token_id, self.config.item_token_id) if token is not None]
+
     @torch.no_grad()
     def generate(
         self,
@@ -98,7 +166,10 @@ class GaVaMoEGenerationMixin:
                 What the processor adds where a rating is not known: for rows whose predicted rating is negative these
                 prompts take the place of `input_ids`. Rows filled with -1 keep `input_ids`.
             negative_attention_mask (`torch.LongTensor`, *optional*): The mask of `negative_input_ids`.
-            kwargs: everything that `generate` takes.
+            kwargs: everything that `generate` takes, and `gate_index` of shape `(batch_size,)` where it is known.
+
+        What left-padded prompts begin with in common, up to the first placeholder, is computed once for each gate where
+        that saves time. The tokens are the same.
 
         Returns:
             What `generate` returns: prompts with their continuations, in which there are no placeholder tokens.
@@ -114,10 +185,13 @@ class GaVaMoEGenerationMixin:
         if input_ids is None and kwargs.get("inputs_embeds") is None:
             input_ids, attention_mask, negative_input_ids, negative_attention_mask = self._stored_prompts(len(user_id))
         if negative_input_ids is not None:
-            negative = self.predict_rating(user_id, item_id) < self.config.positive_rating_threshold
-            negative = negative[:, None] & (negative_input_ids[:, -1:] >= 0)
-            input_ids = torch.where(negative, negative_input_ids, input_ids)
-            attention_mask = torch.where(negative, negative_attention_mask, attention_mask)
+            input_ids, attention_mask = self._prompts_by_sentiment(
+                self.predict_rating(user_id, item_id),
+                input_ids,
+                attention_mask,
+                negative_input_ids,
+                negative_attention_mask,
+            )
         prompt = input_ids if input_ids is not None else kwargs["inputs_embeds"]
         if len(prompt) != len(user_id):
             raise ValueError(
@@ -127,10 +201,12 @@ class GaVaMoEGenerationMixin:
             kwargs["input_ids"] = input_ids
         if attention_mask is not None:
             kwargs["attention_mask"] = attention_mask
-        if self.config.num_local_experts > 0:
+        if self.config.num_local_experts == 0:
+            kwargs.pop("gate_index", None)
+        elif kwargs.get("gate_index") is None:
             kwargs["gate_index"] = self.gate_index(user_id, item_id)
         # A placeholder stands for an embedding and no text: a second one in the sequence would mean nothing
-        placeholders = [token for token in (self.config.user_token_id, self.config.item_token_id) if token is not None]
+        placeholders = self._placeholders()
         if placeholders:
             suppress = SuppressTokensLogitsProcessor(placeholders, device=self.device)
             kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), suppress])
@@ -184,6 +260,22 @@ class GaVaMoEGenerationMixin:
             for row in ([padding] * pad + list(prompt), [0] * pad + [1] * len(prompt)):
                 tensors.append(torch.tensor(row, device=self.device).expand(batch_size, -1))
         return tuple(tensors)
+
+    def _prompts_by_sentiment(
+        self,
+        predicted_rating: torch.FloatTensor,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.LongTensor,
+        negative_input_ids: torch.LongTensor,
+        negative_attention_mask: torch.LongTensor,
+    ) -> tuple[torch.LongTensor, torch.LongTensor]:
+        """The prompts and their mask, negative ones where the predicted rating is and the rating was not given."""
+        negative = predicted_rating < self.config.positive_rating_threshold
+        negative = negative[:, None] & (negative_input_ids[:, -1:] >= 0)
+        return (
+            torch.where(negative, negative_input_ids, input_ids),
+            torch.where(negative, negative_attention_mask, attention_mask),
+        )
 
     @torch.no_grad()
     def predict_rating(self, user_id: Any, item_id: Any) -> torch.FloatTensor:
@@ -288,9 +380,15 @@ class GaVaMoEGenerationMixin:
             `list[GaVaMoEExplanation]`: one for each pair, in order.
         """
         batch = processor(user=user, item=item, rating=rating, features=features).to(self.device)
-        tokens = self.generate(**batch, **{"return_dict_in_generate": False, **generate_kwargs})
-        texts = processor.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        # One pass of the rating model answers for sentiment, gate and report
         predicted = self.rating_model.predict(batch["user_id"], batch["item_id"])
+        if "negative_input_ids" in batch:
+            names = ("input_ids", "attention_mask", "negative_input_ids", "negative_attention_mask")
+            prompts = self._prompts_by_sentiment(predicted.predicted_rating, *(batch.pop(name) for name in names))
+            batch["input_ids"], batch["attention_mask"] = prompts
+        gates = predicted.cluster_posterior.argmax(dim=-1)
+        tokens = self.generate(**batch, gate_index=gates, **{"return_dict_in_generate": False, **generate_kwargs})
+        texts = processor.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         pairs = processor.normalize_pairs(user=user, item=item, rating=rating, features=features)
         repeats = len(texts) // len(pairs)
         explanations = []

@@ -32,6 +32,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_gavamoe import GaVaMoEConfig
+from .experts_gavamoe import SORTED_MM
 from .fold_in_gavamoe import GaVaMoEFoldInMixin
 from .generation_gavamoe import GaVaMoEGenerationMixin
 from .recommendation_gavamoe import GaVaMoERecommendationMixin
@@ -147,8 +148,10 @@ class GaVaMoEMultiGateRouter(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, gate_index: torch.LongTensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        # Looked up as an embedding, whose gradient is summed faster than that of an index: [B, X, H]
+        gates = F.embedding(gate_index, self.weight.flatten(1)).view(-1, *self.weight.shape[1:])
         # [B, T, H] x [B, H, X] -> [B, T, X]
-        logits = torch.bmm(hidden_states, self.weight[gate_index].transpose(1, 2)).flatten(0, 1)
+        logits = torch.bmm(hidden_states, gates.transpose(1, 2)).flatten(0, 1)
         probabilities = logits.softmax(dim=-1, dtype=torch.float32)
         top_k_weights, top_k_index = probabilities.topk(self.top_k, dim=-1)
         if self.norm_topk_prob:
@@ -209,6 +212,17 @@ class GaVaMoEPreTrainedModel(LlamaPreTrainedModel):
         "hidden_states": GaVaMoEDecoderLayer,
         "attentions": LlamaAttention,
     }
+
+    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
+        """`"gavamoe_sorted_mm"` where none is named: away from a CPU it is transformers' `"grouped_mm"`."""
+        return super().get_correct_experts_implementation(requested_experts or SORTED_MM)
+
+    def get_experts_implementation(self) -> dict[str, str | None]:
+        """What runs on the model's device. transformers asks, since it decodes with another in place of grouped_mm."""
+        names = super().get_experts_implementation()
+        if self.device.type == "cpu":
+            return names
+        return {key: "grouped_mm" if name == SORTED_MM else name for key, name in names.items()}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

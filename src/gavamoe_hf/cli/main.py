@@ -6,11 +6,14 @@ import importlib
 import sys
 
 COMMANDS = {
+    "prepare": "make records of raw reviews",
     "train": "train both stages on a data set and leave a checkpoint that explains",
     "explain": "explain a pair with a checkpoint",
     "recommend": "recommend items to a user, and explain them",
     "clusters": "report on the clusters of checkpoints, and plot their latent space",
     "evaluate": "score a checkpoint, or any system's predictions file",
+    "export": "write standard checkpoints (Mixtral, Qwen2-MoE) that inference engines serve",
+    "demo": "serve a page that recommends and explains",
     "human-study": "draw a blinded study for human raters, and score their answers",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,21 +125,49 @@ def write_predictions(
     """
     path = Path(path)
     beside = path.with_name(path.name + ".part")
-    first = _keep_whole_batches(beside, batch_size)
-    rows = iterate_predictions(model, processor, records, protocol, batch_size, first, seed, **generate_kwargs)
-    with open(beside, "a", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    append_batches(
+        beside,
+        lambda first: iterate_predictions(
+            model, processor, records, protocol, batch_size, first, seed, **generate_kwargs
+        ),
+        batch_size,
+    )
     os.replace(beside, path)
 
 
-def _keep_whole_batches(path: Path, batch_size: int) -> int:
-    """Cuts an unfinished file after its last whole batch, and returns the number of lines that are left."""
+def append_batches(
+    path: Path,
+    rows_from: Callable[[int], Iterable[dict[str, Any]]],
+    batch_size: int,
+    header: dict[str, Any] | None = None,
+) -> None:
+    """
+    Writes rows as JSON lines as they come. What an interrupted call has left is gone on with, after its last whole
+    batch; wherever it was killed, no row is lost or there twice.
+
+    Args:
+        path (`Path`): The file, which a caller renames when it is whole.
+        rows_from (`Callable[[int], Iterable[dict]]`): The rows without as many first ones as it is given.
+        batch_size (`int`): Rows that belong together.
+        header (`dict[str, Any]`, *optional*): The line before the rows.
+    """
+    first = _keep_whole_batches(path, batch_size, num_header_lines=int(header is not None))
+    with open(path, "a", encoding="utf-8") as file:
+        if header is not None and file.tell() == 0:
+            file.write(json.dumps(header, ensure_ascii=False) + "\n")
+        for number, row in enumerate(rows_from(first), start=first + 1):
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            if number % batch_size == 0:
+                file.flush()
+
+
+def _keep_whole_batches(path: Path, batch_size: int, num_header_lines: int) -> int:
+    """Cuts an unfinished file after its last whole batch, and returns the number of rows that are left."""
     if not path.exists():
         return 0
     count, kept, size = 0, 0, 0
     with open(path, "r+b") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(file, start=1 - num_header_lines):
             size += len(line)
             if line.endswith(b"\n") and number % batch_size == 0:
                 count, kept = number, size

@@ -19,6 +19,7 @@ from .lora import check_experts_are_trained, freeze_parts, use_full_precision
 from .optimizer import grouped_optimizer
 from .resume import check_fits
 from .sft_config import GaVaMoESFTConfig
+from .token_loss import score_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -174,10 +175,10 @@ class GaVaMoESFTTrainer(SFTTrainer):
             use_cache=False,
             output_router_logits=self.aux_loss_enabled,
         )
-        logits, targets = outputs.logits.float(), next_labels[is_scored]  # [N, V], [N]
-        nll_sum = F.cross_entropy(logits, targets, reduction="sum")
-        num_tokens = is_scored.sum() if num_items_in_batch is None else num_items_in_batch
-        nll = nll_sum / torch.as_tensor(num_tokens, device=nll_sum.device).clamp(min=1)
+        rows, columns = is_scored.nonzero(as_tuple=True)
+        token_nll, entropy, correct = score_tokens(outputs.logits, next_labels[rows, columns])  # [N] each
+        num_tokens = len(rows) if num_items_in_batch is None else num_items_in_batch
+        nll = token_nll.sum() / torch.as_tensor(num_tokens, device=token_nll.device).clamp(min=1)
         steps = 1
         if num_items_in_batch is not None:
             # The count is that of all accumulated batches and ranks: a mean over the batch has to be divided by their
@@ -190,7 +191,8 @@ class GaVaMoESFTTrainer(SFTTrainer):
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
         alpha = self._config.alpha
         loss = (1 - alpha) * loss + alpha * outputs.elbo_loss / steps
-        self._record_metrics(outputs, logits.detach(), targets, is_scored.nonzero()[:, 0], inputs)
+        scores = torch.stack([token_nll.detach(), entropy, correct, torch.ones_like(entropy)], dim=-1)  # [N, 4]
+        self._record_metrics(outputs, scores, rows, inputs)
         return loss
 
     @property
@@ -199,20 +201,11 @@ class GaVaMoESFTTrainer(SFTTrainer):
 
     @torch.no_grad()
     def _record_metrics(
-        self,
-        outputs: Any,
-        logits: torch.Tensor,
-        targets: torch.Tensor,
-        rows: torch.Tensor,
-        inputs: dict[str, torch.Tensor],
+        self, outputs: Any, scores: torch.Tensor, rows: torch.Tensor, inputs: dict[str, torch.Tensor]
     ) -> None:
+        """`scores` `(num_tokens, 4)`: nll, entropy, correct or not, and 1, of tokens in `rows` `(num_tokens,)`."""
         mode = "train" if self.model.training else "eval"
         metrics = self._metrics[mode]
-        log_probabilities = logits.log_softmax(dim=-1)
-        nll = -log_probabilities.gather(1, targets[:, None])[:, 0]
-        entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
-        correct = (logits.argmax(dim=-1) == targets).float()
-        scores = torch.stack([nll, entropy, correct, torch.ones_like(nll)], dim=-1)  # [N, 4]
         # Summed by record: the last batch of several processes repeats records, which are told by their place in it
         local = scores.new_zeros(len(inputs["labels"]), 4).index_add_(0, rows, scores)
         totals = self.accelerator.gather_for_metrics(local).sum(dim=0).tolist()
@@ -228,11 +221,15 @@ class GaVaMoESFTTrainer(SFTTrainer):
         }
         if outputs.aux_loss is not None:
             means["aux_loss"] = outputs.aux_loss
-        for name, value in means.items():
-            metrics[name].append(self.accelerator.gather_for_metrics(value.detach()).mean().item())
+        # Gathered and read together: on a GPU, each reading waits for all that was started before
+        num_tokens = inputs["attention_mask"].sum()
+        local = torch.stack([value.detach().float() for value in (*means.values(), num_tokens)])[None]
+        gathered = self.accelerator.gather_for_metrics(local)  # [processes, terms + 1]
+        *values, num_tokens = torch.cat([gathered[:, :-1].mean(dim=0), gathered[:, -1:].sum(dim=0)]).tolist()
+        for name, value in zip(means, values, strict=True):
+            metrics[name].append(value)
         if mode == "train":
-            tokens = self.accelerator.gather_for_metrics(inputs["attention_mask"].sum()).sum().item()
-            self._total_train_tokens += tokens // self._tp_size
+            self._total_train_tokens += int(num_tokens) // self._tp_size
         metrics["num_tokens"] = [self._total_train_tokens]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
