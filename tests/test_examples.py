@@ -238,8 +238,12 @@ def test_python_of_the_documents_runs_in_order(document, checkpoint, capsys):
     snippets = blocks(document, "python")
     # A guide goes on from what the README loaded
     namespace: dict = {}
+    served = checkpoint.parent / "served"
+    if "outputs/served" in "".join(snippets) and not served.exists():
+        assert gavamoe(["export", "--model", str(checkpoint), "--output_dir", str(served)]) == 0
     for snippet in blocks("README.md", "python") * (document != "README.md") + snippets:
         source = snippet.replace('"outputs/quickstart"', repr(str(checkpoint)))
+        source = source.replace('"outputs/served"', repr(str(served)))
         exec(compile(source, document, "exec"), namespace)
     output = capsys.readouterr().out
     assert re.search(r"predicted rating \d\.\d, cluster \d", output)
@@ -282,7 +286,7 @@ def test_readme_train_commands_parse(command, tmp_path, monkeypatch, capsys):
         return
     assert gavamoe(argv) == 0, capsys.readouterr().err
     data_args, model_args, rating_args, sft_args, lora_args = runs[0]
-    assert data_args.dataset == "reviews.csv"
+    assert data_args.dataset in ("reviews.csv", "records")
     assert lora_args.use_peft is ("--use_peft" in argv)
     assert data_args.overwrite_output_dir is ("--overwrite_output_dir" in argv)
     if "--config" in argv:
@@ -294,12 +298,16 @@ def test_readme_train_commands_parse(command, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("command", [c for c in readme_commands() if c.startswith("gavamoe explain")])
-def test_readme_explain_commands_run(command, checkpoint, capsys):
-    for theirs, ours in (("outputs/reviews", str(checkpoint)), ("A2EXAMPLE", USER), ("B0EXAMPLE", ITEM)):
+def test_readme_explain_commands_run(command, checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("pairs.csv").write_text(f"user,item\n{USER},{ITEM}\n", encoding="utf-8")
+    replaced = {"outputs/reviews": str(checkpoint)}
+    replaced |= {} if "--pairs" in command else {"A2EXAMPLE": USER, "B0EXAMPLE": ITEM}
+    for theirs, ours in replaced.items():
         assert theirs in command
         command = command.replace(theirs, ours)
     assert gavamoe([*shlex.split(command)[1:], "--max_new_tokens", "3"]) == 0, capsys.readouterr().err
-    assert capsys.readouterr().out
+    assert capsys.readouterr().out or json.loads(Path("explanations.jsonl").read_text())["user"] == USER
 
 
 def test_readme_options_exist(capsys):
@@ -360,7 +368,7 @@ def test_tree_in_contributing_is_true():
     package = ROOT / "src" / "gavamoe_hf"
     named = set(re.findall(r"\w+\.py", tree))
     existing = {path.name for path in package.rglob("*.py")}
-    assert named <= existing | {"references.py"}
+    assert named <= existing | {"references.py", "run.py"}
     # All modules but those of the folders that the tree sums up in a line
     summed_up = {path.name for folder in ("evaluation", "cli") for path in (package / folder).glob("*.py")}
     assert existing - summed_up - {"version.py"} <= named
