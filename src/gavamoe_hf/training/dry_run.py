@@ -94,7 +94,7 @@ def memory_estimate(
 
     Returns:
         `dict[str, float]`: `weights` (with autocast's copies), `gradients`, `optimizer` (two moments), `activations`
-        kept for the backward pass, and `logits` (with their softmax and gradient).
+        kept for the backward pass, and `logits` (over which their gradient is written).
     """
     weights = gradients = 0.0
     quantised = _linear_weights(model) if is_4_bit else set()
@@ -115,9 +115,10 @@ def memory_estimate(
     if config.num_local_experts == 0:
         feed_forward = 4 * config.intermediate_size * size
     else:
-        width = config.num_experts_per_tok * config.moe_intermediate_size + config.shared_expert_intermediate_size
-        # The experts' inputs and outputs are gathered
-        feed_forward = (4 * width + 3 * config.num_experts_per_tok * hidden) * size
+        chosen = config.num_experts_per_tok * config.moe_intermediate_size
+        # On a CPU gate and up alone are kept of an expert; elsewhere its inputs and outputs are gathered, too
+        routed = 2 * chosen if args.device.type == "cpu" else 4 * chosen + 3 * config.num_experts_per_tok * hidden
+        feed_forward = (routed + 4 * config.shared_expert_intermediate_size) * size
     layer = rows * num_tokens * (attention + feed_forward)
     kept = config.num_hidden_layers * layer
     if args.gradient_checkpointing:
@@ -127,7 +128,7 @@ def memory_estimate(
         "gradients": gradients,
         "optimizer": 2 * gradients,
         "activations": kept,
-        "logits": rows * num_scored * config.vocab_size * 3 * 4,
+        "logits": rows * num_scored * config.vocab_size * size,
     }
 
 
