@@ -30,7 +30,11 @@ def test_usage(capsys):
     assert main([]) == 2
     assert main(["fly"]) == 2
     error = capsys.readouterr().err
-    assert "expected a command among prepare, train, explain, " in error and "clusters" in error and "but got 'fly'" in error
+    assert (
+        "expected a command among prepare, train, explain, " in error
+        and "clusters" in error
+        and "but got 'fly'" in error
+    )
     assert main(["--version"]) == 0
 
 

@@ -186,6 +186,16 @@ def test_norms_are_the_same_where_epsilon_matters(export, scale):
     torch.testing.assert_close(standard.model.norm(padded)[:, :32], expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1000.0, 5000.0])
+def test_the_gate_of_the_shared_expert_is_one(export, scale):
+    # Up to the massive activations that pretrained models have at some tokens
+    model, _, folder = export("shared")
+    layer = AutoModelForCausalLM.from_pretrained(folder / "cluster_0").model.layers[0]
+    padded = F.pad(scale * torch.randn(200, 32), (0, 16), value=plan_layout(model.config).constant)
+    gate = layer.mlp.shared_expert_gate(layer.post_attention_layernorm(padded)).sigmoid()
+    assert (gate == 1).all()
+
+
 def test_extra_heads(tokenizer, tmp_path, export):
     model, processor, _ = export("shared")
     (first, *_) = export_standard(model, processor, tmp_path / "export", extra_kv_heads=1)

@@ -219,7 +219,11 @@ def test_output_folder_is_not_replaced_unasked(tmp_path):
         prepare_reviews(args)
     kept = tmp_path / "out" / "notes.txt"
     kept.write_text("mine")
-    args.overwrite_output_dir, args.k_core = True, 0
+    args.overwrite_output_dir, args.k_core = True, 7
+    with pytest.raises(DataError, match="all were dropped"):
+        prepare_reviews(args)
+    assert len(load_from_disk(args.output_dir)["train"]) == 30
+    args.k_core = 0
     prepare_reviews(args)
     assert kept.read_text() == "mine" and read_summary(args.output_dir)["options"]["k_core"] == 0
     # Somebody's README is not a run's

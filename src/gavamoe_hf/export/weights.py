@@ -33,11 +33,12 @@ _EXPERT_NAMES = {
 }
 _DENSE_NAMES = ("gate_proj", "up_proj", "down_proj")
 
-# The weight of all added channels together. With r the root mean square of what enters the norm, which is between 0.01
-# and 100 as a rule, the logits of users and items lie 2^18 / r below the mean of the others, and the gate of the shared
-# expert is sigmoid(2^13 / r), which is 1 to the last bit of float32 up to r = 450. Small enough for float16.
+# The weight of all added channels together. With r the root mean square of what enters the norm, over H + P channels,
+# the logits of users and items lie 2^18 / r below the mean of the others, and the gate of the shared expert is
+# sigmoid(2^17 / r), which is 1 to the last bit of float32 up to r = 7,500. A pretrained Llama has tokens with an r near
+# 1,000 in its middle layers. Both are small enough for float16.
 _HEAD_WEIGHT = 2.0**18
-_GATE_WEIGHT = 2.0**13
+_GATE_WEIGHT = 2.0**17
 
 # Width of the shared expert, all zeros, where Qwen2-MoE is to have one and the model has none
 _EMPTY_EXPERT_WIDTH = 64

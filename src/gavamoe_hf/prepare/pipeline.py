@@ -70,6 +70,8 @@ def prepare_reviews(args: PrepareArguments) -> DatasetDict:
     reader = ReviewReader(args.reviews, args.format, column_mapping_of(args))
     survey = survey_reviews(reader, args)
     _check_some_left(int(survey.kept.sum()), survey.dropped)
+    # Not before it is known that there is something to put in its place
+    _remove(output_dir, (*_OUTPUTS, PARTS_FOLDER) if args.overwrite_output_dir else ())
     _start_or_resume(output_dir, {**{name: getattr(args, name) for name in _PART_OPTIONS}, "reviews": survey.digest})
     find_sentences(reader, survey.kept, args, parts)
     dataset, dropped, sentences = choose_records(parts, args.min_feature_count)
@@ -112,7 +114,7 @@ def _check_options(args: PrepareArguments) -> None:
 
 
 def _check_output_dir(output_dir: Path, overwrite: bool) -> None:
-    """What an unfinished run left is neither a reason to stop nor removed, unless it is to be overwritten."""
+    """Raises `FileExistsError` where a data set, or files of somebody else, would be replaced unasked."""
     if output_dir.exists() and not output_dir.is_dir():
         raise FileExistsError(f"Expected `output_dir` as a folder, but {output_dir} is a file.")
     is_unfinished = (output_dir / PARTS_FOLDER / _RUN_FILE).exists()
@@ -122,8 +124,6 @@ def _check_output_dir(output_dir: Path, overwrite: bool) -> None:
             f"{output_dir} already holds {', '.join(found)}. Pass --overwrite_output_dir to replace what is there, or "
             "another --output_dir."
         )
-    if overwrite:
-        _remove(output_dir, (*_OUTPUTS, PARTS_FOLDER))
 
 
 def _remove(folder: Path, names: tuple[str, ...]) -> None:
