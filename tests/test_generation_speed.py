@@ -56,8 +56,13 @@ def widths(model, **inputs) -> tuple[list[tuple[int, int]], torch.Tensor]:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"num_beams": 3, "num_return_sequences": 2}, {"do_sample": True, "num_return_sequences": 2}],
-    ids=["greedy", "beams", "sampled"],
+    [
+        {},
+        {"cache_implementation": "static"},
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"do_sample": True, "num_return_sequences": 2},
+    ],
+    ids=["greedy", "static", "beams", "sampled"],
 )
 def test_shared_prefix_changes_no_token(model, batch, options, monkeypatch):
     options = {**FIXED, **options}
@@ -128,7 +133,6 @@ def test_dense_model_shares_a_prefix_among_all_rows(batch, always):
 @pytest.mark.parametrize(
     "options",
     [
-        {"cache_implementation": "static"},
         {"use_cache": False},
         {"output_hidden_states": True, "return_dict_in_generate": True},
         {"output_attentions": True, "return_dict_in_generate": True},

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import DynamicCache, LogitsProcessorList, SuppressTokensLogitsProcessor
+from transformers import Cache, DynamicCache, LogitsProcessorList, StaticCache, SuppressTokensLogitsProcessor
 from transformers.utils import ModelOutput
 
 # Prompt tokens that a shared prefix has to save, since it costs a forward pass more
@@ -79,7 +79,7 @@ class GaVaMoEGenerationMixin:
         # Here since beams are rows by now, options are merged and the cache is there
         cache = model_kwargs.get("past_key_values")
         if (
-            type(cache) is DynamicCache
+            type(cache) in (DynamicCache, StaticCache)
             and cache.get_seq_length() == 0
             and model_kwargs.get("inputs_embeds") is None
             # Which would lack the prefix
@@ -92,7 +92,7 @@ class GaVaMoEGenerationMixin:
 
     def _cache_shared_prefix(
         self,
-        cache: DynamicCache,
+        cache: Cache,
         input_ids: torch.LongTensor,
         attention_mask: torch.LongTensor | None,
         gate_index: torch.LongTensor | None,
