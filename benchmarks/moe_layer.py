@@ -141,7 +141,7 @@ def measure_router(tokens: int, rounds: int) -> list[dict[str, Any]]:
         if not backward:
             for call in calls:
                 call.module = call.module.gate
-            rows.append(as_row(f"router alone of 3 gates, {what}", "single linear gate", compare(*calls, rounds)))
+            rows.append(as_row(f"router alone of {GATES} gates, {what}", "single linear gate", compare(*calls, rounds)))
     return rows
 
 
