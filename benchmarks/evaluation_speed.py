@@ -73,8 +73,8 @@ def measure_file(path: Path, num_records: int, profiles: list[str]) -> dict[str,
 
 
 def measure(quick: bool = False) -> list[dict[str, Any]]:
-    """A row: a file of 4,000 records beside four evaluations of 1,000, or a quarter of both where `quick`."""
-    few = 250 if quick else 1_000
+    """A row: a file of 2,000 records beside four evaluations of 500, or half of both where `quick`."""
+    few = 250 if quick else 500
     options = EvaluationOptions(profiles=["default"])
     # There is no data set beside the file, which is said at each evaluation
     logging.getLogger("gavamoe_hf").setLevel(logging.ERROR)

@@ -158,7 +158,8 @@ def decode_step(model: GaVaMoEForCausalLM, batch_size: int = 64) -> Callable[[],
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    token = torch.full((batch_size, 1), 100, device=model.device)
+    # Rows of one token alone would all go to the experts that a single gate has for it
+    token = torch.arange(100, 100 + batch_size, device=model.device)[:, None]
     mask = F.pad(inputs["attention_mask"], (0, 1), value=1)
 
     @torch.no_grad()
@@ -170,31 +171,48 @@ def decode_step(model: GaVaMoEForCausalLM, batch_size: int = 64) -> Callable[[],
 
 
 def measure_decode_step(model: GaVaMoEForCausalLM, rounds: int) -> list[dict[str, Any]]:
-    """A decode step of mixed gates against the same model whose layers each have one gate, a linear layer."""
+    """
+    A decode step of mixed gates against the same model whose layers each have one gate, a linear layer. With random
+    weights one gate has fewer experts to read than three, so a second reference takes what the three chose.
+    """
     step = decode_step(model)
     gates = [layer.mlp.gate for layer in model.model.layers]
+    chosen = {}
+    hooks = [gate.register_forward_hook(lambda gate, _, output: chosen.update({gate: output[2]})) for gate in gates]
+    step()
+    for hook in hooks:
+        hook.remove()
 
-    def single_gate(gate: torch.nn.Module) -> Callable[..., Any]:
+    def single_gate(gate: torch.nn.Module, same_experts: bool) -> Callable[..., Any]:
         weight = gate.weight[0]
 
         def forward(hidden_states: torch.Tensor, gate_index: torch.Tensor) -> tuple[torch.Tensor, ...]:
             logits = F.linear(hidden_states.flatten(0, 1), weight)
             weights, index = logits.softmax(dim=-1, dtype=torch.float32).topk(gate.top_k, dim=-1)
-            return logits, (weights / weights.sum(dim=-1, keepdim=True)).to(logits.dtype), index
+            weights = (weights / weights.sum(dim=-1, keepdim=True)).to(logits.dtype)
+            return logits, weights, chosen[gate] if same_experts else index
 
         return forward
 
-    def fixed() -> None:
+    def fixed(same_experts: bool) -> None:
         for gate in gates:
-            gate.forward = single_gate(gate)
+            gate.forward = single_gate(gate, same_experts)
         step()
         for gate in gates:
             del gate.forward
 
-    step(), fixed()
-    seconds = interleave({"mixed": (step, 1), "fixed": (fixed, 1)}, 5 * rounds)
-    name = "decode step of 64 rows, 3 gates"
-    return [row(name, "one fixed gate, a linear layer", seconds["mixed"], seconds["fixed"], 1.05)]
+    calls = {
+        "mixed": (step, 1),
+        "fixed": (lambda: fixed(False), 1),
+        "same experts": (lambda: fixed(True), 1),
+    }
+    interleave(calls, 1)
+    seconds = interleave(calls, 6 * rounds)
+    name, reference = "decode step of 64 rows, 3 gates", "one fixed gate, a linear layer"
+    return [
+        row(name, f"{reference}{more}", seconds["mixed"], seconds[key], 1.05)
+        for key, more in (("fixed", ""), ("same experts", ", experts of the three"))
+    ]
 
 
 def measure_compiled(model: GaVaMoEForCausalLM, rounds: int) -> list[dict[str, Any]]:

@@ -56,7 +56,7 @@ def save_models(folder: Path, layers: int) -> tuple[Path, Path]:
     return folder / "gavamoe", folder / "llama"
 
 
-def measure(quick: bool = False, rounds: int = 7) -> list[dict[str, Any]]:
+def measure(quick: bool = False, rounds: int = 15) -> list[dict[str, Any]]:
     """Rows of `from_pretrained` and `load_checkpoint`; of 6 layers instead of 30 where `quick`."""
     disable_progress_bar()
     layers = 6 if quick else 30
@@ -82,7 +82,7 @@ def measure(quick: bool = False, rounds: int = 7) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="6 layers instead of 30.")
-    parser.add_argument("--rounds", type=int, default=7, help="Turns that are counted.")
+    parser.add_argument("--rounds", type=int, default=15, help="Turns that are counted.")
     args = parser.parse_args()
     print(json.dumps(measure(args.quick, args.rounds), indent=2))
 

@@ -73,7 +73,7 @@ def measure(quick: bool = False) -> list[dict[str, Any]]:
     ratings = generate_ratings(num_users, num_items, _PAIRS, seed=0)
     cluster_target = torch.full((num_users, model.config.num_clusters), 1 / model.config.num_clusters)
     rows = []
-    for batch_size, turn_steps in ((64, 4),) if quick else ((64, 8), (1024, 2)):
+    for batch_size, turn_steps in ((64, 4),) if quick else ((64, 8), (1024, 1)):
         for phase in (AUTOENCODER, ELBO):
             args = argparse.Namespace(batch_size=batch_size, turn_steps=turn_steps, max_steps=4 * turn_steps, seed=0)
             bare = BareLoop(model.config, trains_tables=phase != ELBO)

@@ -40,6 +40,9 @@ def compare(
     functions = {"candidate": candidate, "reference": reference}
     walls: dict[str, list[float]] = {name: [] for name in functions}
     processors: dict[str, list[float]] = {name: [] for name in functions}
+    # What is there before is not looked at each time
+    gc.collect()
+    gc.freeze()
     for number in range(warmups + rounds):
         for name in sorted(functions, reverse=number % 2 == 1):
             # What one leaves behind is not for the other to clear away
@@ -50,6 +53,7 @@ def compare(
             if number >= warmups:
                 walls[name].append(seconds[0])
                 processors[name].append(seconds[1])
+    gc.unfreeze()
     return {
         "seconds": statistics.median(walls["candidate"]),
         "reference_seconds": statistics.median(walls["reference"]),

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from references import spread_clusters, tiny_model
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from gavamoe_hf import GaVaMoEProcessor, load_checkpoint
 
@@ -44,6 +45,26 @@ def test_loads(saved, kind):
     inputs = processor(user="b", item="x", rating=4)
     tokens = loaded.generate(**inputs, max_new_tokens=2, min_new_tokens=2)
     assert tokens.shape == (1, inputs["input_ids"].shape[1] + 2)
+
+
+def test_nothing_is_built_to_be_thrown_away(saved, monkeypatch):
+    def refuse(self, config):
+        raise AssertionError("a dense feed-forward layer, where the experts stand")
+
+    monkeypatch.setattr(LlamaMLP, "__init__", refuse)
+    model, _ = load_checkpoint(saved[0] / "whole")
+    assert set(dict(model.model.layers[0].named_children())) == {
+        "self_attn", "mlp", "input_layernorm", "post_attention_layernorm",
+    }  # fmt: skip
+
+
+def test_a_load_does_not_write_the_catalogue_out(saved, monkeypatch):
+    def refuse(self):
+        raise AssertionError("all ids and features as JSON")
+
+    monkeypatch.setattr(GaVaMoEProcessor, "to_json_string", refuse)
+    _, processor = load_checkpoint(saved[0] / "whole")
+    assert repr(processor).startswith("GaVaMoEProcessor(2 users, 1 items, ")
 
 
 def test_loads_in_another_dtype(saved):

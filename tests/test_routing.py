@@ -30,23 +30,25 @@ def filled(module: torch.nn.Module, std: float = 0.5) -> torch.nn.Module:
     return module
 
 
+# A single token is scored with all gates at once
+@pytest.mark.parametrize("num_tokens", [1, 3])
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize("top_k", [1, 2, 4])
-def test_router_against_loop(normalise, top_k):
+def test_router_against_loop(normalise, top_k, num_tokens):
     router = filled(GaVaMoEMultiGateRouter(tiny_config(num_experts_per_tok=top_k, norm_topk_prob=normalise)))
-    hidden, gates = torch.randn(5, 3, 32), torch.tensor([2, 0, 1, 2, 0])
+    hidden, gates = torch.randn(5, num_tokens, 32), torch.tensor([2, 0, 1, 2, 0])
     logits, weights, experts = router(hidden, gates)
     slow_logits, slow_weights, slow_experts = naive_router(hidden, router.weight, gates, top_k, normalise)
     torch.testing.assert_close(logits, slow_logits, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(weights, slow_weights, rtol=1e-5, atol=1e-6)
     assert torch.equal(experts, slow_experts)
     if normalise:
-        torch.testing.assert_close(weights.sum(dim=-1), torch.ones(15))
+        torch.testing.assert_close(weights.sum(dim=-1), torch.ones(5 * num_tokens))
     elif top_k < 4:
         assert (weights.sum(dim=-1) < 1).all()
     # Samples 0 and 3 share a gate, 0 and 1 do not: the same hidden states are scored alike, or not
     same, _, _ = router(hidden[:1].expand(5, -1, -1), gates)
-    same = same.view(5, 3, 4)
+    same = same.view(5, num_tokens, 4)
     assert torch.equal(same[0], same[3]) and not torch.allclose(same[0], same[1])
 
 
@@ -65,9 +67,10 @@ def test_router_weights_by_hand():
         assert experts.tolist() == [[3, 2]]
 
 
-def test_router_gradients_stay_with_the_gates_used():
+@pytest.mark.parametrize("num_tokens", [1, 3])
+def test_router_gradients_stay_with_the_gates_used(num_tokens):
     router = filled(GaVaMoEMultiGateRouter(tiny_config(norm_topk_prob=False)))
-    _, weights, _ = router(torch.randn(2, 3, 32), torch.tensor([0, 2]))
+    _, weights, _ = router(torch.randn(2, num_tokens, 32), torch.tensor([0, 2]))
     weights.square().sum().backward()
     assert router.weight.grad[0].abs().amax(dim=-1).min() > 0
     assert router.weight.grad[2].abs().amax(dim=-1).min() > 0

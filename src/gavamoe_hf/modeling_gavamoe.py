@@ -148,10 +148,15 @@ class GaVaMoEMultiGateRouter(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, gate_index: torch.LongTensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        # Looked up as an embedding, whose gradient is summed faster than that of an index: [B, X, H]
-        gates = F.embedding(gate_index, self.weight.flatten(1)).view(-1, *self.weight.shape[1:])
-        # [B, T, H] x [B, H, X] -> [B, T, X]
-        logits = torch.bmm(hidden_states, gates.transpose(1, 2)).flatten(0, 1)
+        if hidden_states.shape[1] == 1:
+            # A decode step: to score with all gates takes less time than to copy a gate for each sample
+            scores = F.linear(hidden_states[:, 0], self.weight.flatten(0, 1)).unflatten(1, self.weight.shape[:2])
+            logits = scores.take_along_dim(gate_index[:, None, None], dim=1)[:, 0]
+        else:
+            # Looked up as an embedding, whose gradient is summed faster than that of an index: [B, X, H]
+            gates = F.embedding(gate_index, self.weight.flatten(1)).unflatten(1, self.weight.shape[1:])
+            # [B, T, H] x [B, H, X] -> [B, T, X]
+            logits = torch.bmm(hidden_states, gates.transpose(1, 2)).flatten(0, 1)
         probabilities = logits.softmax(dim=-1, dtype=torch.float32)
         top_k_weights, top_k_index = probabilities.topk(self.top_k, dim=-1)
         if self.norm_topk_prob:
@@ -185,10 +190,14 @@ class GaVaMoEDecoderLayer(LlamaDecoderLayer):
     """A Llama layer that hands the gate index to its mixture of experts."""
 
     def __init__(self, config: GaVaMoEConfig, layer_idx: int):
-        super().__init__(config, layer_idx)
+        # Not LlamaDecoderLayer.__init__, which would build a dense feed-forward layer only to throw it away
+        super(LlamaDecoderLayer, self).__init__()
+        self.hidden_size = config.hidden_size
+        self.self_attn = LlamaAttention(config=config, layer_idx=layer_idx)
         self.is_sparse = config.num_local_experts > 0
-        if self.is_sparse:
-            self.mlp = GaVaMoESparseMoeBlock(config)
+        self.mlp = GaVaMoESparseMoeBlock(config) if self.is_sparse else LlamaMLP(config)
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(
         self, hidden_states: torch.Tensor, gate_index: torch.LongTensor | None = None, **kwargs

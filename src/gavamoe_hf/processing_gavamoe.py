@@ -110,6 +110,10 @@ class GaVaMoEProcessor(ProcessorMixin):
                 )
         self._prompts: dict[tuple[str, bool], list[list[int]]] = {}
 
+    def __repr__(self) -> str:
+        # The parent's is the whole JSON, ids and features of the catalogue included, and every load makes it for a log
+        return f"{type(self).__name__}({len(self.users)} users, {len(self.items)} items, {self.tokenizer!r})"
+
     @staticmethod
     def add_placeholder_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
         """
