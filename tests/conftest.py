@@ -1,6 +1,7 @@
 """Shared fixtures: no network, one thread, tiny random models whose clusters and gates matter."""
 
 import os
+import shutil
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -58,3 +59,26 @@ def tiny(planted):
     arguments = ModelArguments(**TINY_MODEL, vae_dropout=0.0, vae_id_dropout=0.0, vocab_size=600)
     processor = build_processor(planted.records["train"], arguments)
     return processor, build_model(processor, arguments)
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """Headless Chromium with an empty profile, at a phone's width."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("chromium and chromedriver are not on this machine (Debian: chromium chromium-driver)")
+    pytest.importorskip("selenium", reason="selenium is not installed")
+    from selenium.webdriver import Chrome, ChromeOptions
+    from selenium.webdriver.chrome.service import Service
+
+    options = ChromeOptions()
+    options.binary_location = chromium
+    switches = "headless no-sandbox disable-gpu no-first-run disable-background-networking disable-component-update"
+    for switch in [*switches.split(), "disable-sync", f"user-data-dir={tmp_path / 'profile'}"]:
+        options.add_argument(f"--{switch}")
+    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path / "downloads")})
+    browser = Chrome(options=options, service=Service(driver))
+    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    yield browser
+    browser.quit()

@@ -5,7 +5,6 @@ import socket
 import pytest
 from datasets import Dataset
 from references import spread_clusters, tiny_model
-from test_human_study import browser  # noqa: F401
 
 from gavamoe_hf import GaVaMoEProcessor
 from gavamoe_hf.demo import DemoService
@@ -46,7 +45,7 @@ def address(service):
 class Visitor:
     """Someone with a phone and a keyboard."""
 
-    def __init__(self, browser):  # noqa: F811
+    def __init__(self, browser):
         from selenium.webdriver.common.action_chains import ActionChains
         from selenium.webdriver.common.keys import Keys
 
@@ -119,7 +118,7 @@ class Visitor:
 
 
 @pytest.mark.slow
-def test_page_in_a_browser(browser, service, address, monkeypatch):  # noqa: F811
+def test_page_in_a_browser(browser, service, address, monkeypatch):
     metrics = {"width": WIDTH, "height": 800, "deviceScaleFactor": 1, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     visitor = Visitor(browser)

@@ -1,7 +1,6 @@
 """The human study: what is drawn and hidden, what answers are worth, and the sheet in a real browser."""
 
 import json
-import shutil
 from collections import Counter
 
 import numpy as np
@@ -393,29 +392,6 @@ def test_commands(predictions, tmp_path, capsys):
 
 
 # The sheet in a browser
-
-
-@pytest.fixture
-def browser(tmp_path):
-    """Headless Chromium with an empty profile, at a phone's width."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("chromium and chromedriver are not on this machine (Debian: chromium chromium-driver)")
-    pytest.importorskip("selenium", reason="selenium is not installed")
-    from selenium.webdriver import Chrome, ChromeOptions
-    from selenium.webdriver.chrome.service import Service
-
-    options = ChromeOptions()
-    options.binary_location = chromium
-    switches = "headless no-sandbox disable-gpu no-first-run disable-background-networking disable-component-update"
-    for switch in [*switches.split(), "disable-sync", f"user-data-dir={tmp_path / 'profile'}"]:
-        options.add_argument(f"--{switch}")
-    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path / "downloads")})
-    browser = Chrome(options=options, service=Service(driver))
-    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    yield browser
-    browser.quit()
 
 
 class Rater:

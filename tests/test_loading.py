@@ -47,6 +47,14 @@ def test_loads(saved, kind):
     assert tokens.shape == (1, inputs["input_ids"].shape[1] + 2)
 
 
+def test_weights_that_are_missing_are_not_random(checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["num_hidden_layers"] += 1
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"are missing, such as model\.layers\.\d\.\S+, and would be random"):
+        load_checkpoint(checkpoint)
+
+
 def test_nothing_is_built_to_be_thrown_away(saved, monkeypatch):
     def refuse(self, config):
         raise AssertionError("a dense feed-forward layer, where the experts stand")

@@ -32,8 +32,8 @@ def load_checkpoint(
         kwargs: passed to `from_pretrained` of both (`revision`, `token`, ...), or of an adapter's base.
 
     Raises:
-        `FileNotFoundError`: for a folder that lacks a file, naming it; `ValueError`: for one with a truncated file, or
-        with one that is not as it was saved.
+        `FileNotFoundError`: for a folder that lacks a file, naming it; `ValueError`: for one with a truncated file,
+        with one that is not as it was saved, or without some of the weights.
     """
     folder = Path(path_or_id)
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
@@ -44,12 +44,18 @@ def load_checkpoint(
     elif folder.exists() or str(path_or_id).startswith(("/", ".", "~")):
         raise FileNotFoundError(f"Expected a checkpoint folder or a Hub id, but there is no folder {path_or_id}.")
     try:
-        model = GaVaMoEForCausalLM.from_pretrained(path_or_id, **kwargs).eval()
+        model, loaded = GaVaMoEForCausalLM.from_pretrained(path_or_id, **kwargs, output_loading_info=True)
+        if loaded["missing_keys"]:
+            raise ValueError(
+                f"Expected all weights of the model that config.json describes in {path_or_id}, but "
+                f"{len(loaded['missing_keys'])} are missing, such as {min(loaded['missing_keys'])}, and would be random. "
+                "Save or download config and weights again, together."
+            )
         processor = GaVaMoEProcessor.from_pretrained(path_or_id, **kwargs)
         # A tokenizer or a template that does not work is found here
         processor.stored_prompts()
         processor(user=None, item=None, features=["a"])
-        return model, processor
+        return model.eval(), processor
     except (OSError, ValueError, ImportError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
