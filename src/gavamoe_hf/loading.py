@@ -48,8 +48,8 @@ def load_checkpoint(
         if loaded["missing_keys"]:
             raise ValueError(
                 f"Expected all weights of the model that config.json describes in {path_or_id}, but "
-                f"{len(loaded['missing_keys'])} are missing, such as {min(loaded['missing_keys'])}, and would be random. "
-                "Save or download config and weights again, together."
+                f"{len(loaded['missing_keys'])} are missing, such as {min(loaded['missing_keys'])}, and would be "
+                "random. Save or download config and weights again, together."
             )
         processor = GaVaMoEProcessor.from_pretrained(path_or_id, **kwargs)
         # A tokenizer or a template that does not work is found here
