@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 test: $(STAMP)  ## Run the tests
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 quickstart: $(STAMP)  ## Train, generate and score a small model end to end
 	$(VENV)/bin/python examples/quickstart.py --output_dir outputs/quickstart

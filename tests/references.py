@@ -17,6 +17,13 @@ from gavamoe_hf.training.sft_config import GaVaMoESFTConfig
 from gavamoe_hf.training.sft_trainer import GaVaMoESFTTrainer
 from gavamoe_hf.training.tokenizer import train_tokenizer
 
+# Real reviews, which tests use where they are
+MUSICAL_INSTRUMENTS = Path(
+    os.environ.get(
+        "GAVAMOE_MUSICAL_INSTRUMENTS", Path(__file__).resolve().parents[2] / "shared" / "data" / "musical_instruments"
+    )
+)
+
 PAD, BOS, EOS, USER, ITEM = range(5)
 VOCAB = 64
 

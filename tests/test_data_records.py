@@ -2,23 +2,16 @@
 
 import json
 import logging
-import os
-from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset, List, Value
+from references import MUSICAL_INSTRUMENTS
 
 from gavamoe_hf.data import DataError, load_records
 
-MUSICAL_INSTRUMENTS = Path(
-    os.environ.get(
-        "GAVAMOE_MUSICAL_INSTRUMENTS",
-        Path(__file__).resolve().parents[2] / "shared" / "data" / "musical_instruments",
-    )
-)
 COLUMNS = ["user", "item", "rating", "feature", "explanation"]
 
 

@@ -151,6 +151,7 @@ def test_data_parallel_training_equals_one_process(alone):
     check_runs(alone, ranks, "ddp", atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sharded_training_equals_one_process(alone):
     folder, _ = alone
     launched = prepare_multi_gpu_env(launch_arguments("fsdp2.yaml"))

@@ -11,7 +11,7 @@ import evaluate
 import numpy as np
 import pytest
 from huggingface_hub import RepoCard
-from references import library_scores
+from references import MUSICAL_INSTRUMENTS, library_scores
 
 from gavamoe_hf.evaluation import (
     METRICS_MODULE,
@@ -24,7 +24,7 @@ from gavamoe_hf.evaluation.bootstrap import resample_weights
 from gavamoe_hf.evaluation.evaluator import markdown_table, score_predictions, write_evaluation
 from gavamoe_hf.evaluation.prediction_files import Corpus
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "musical_instruments" / "peer_predictions"
+DATA = MUSICAL_INSTRUMENTS / "peer_predictions"
 
 TEXTS = [
     (

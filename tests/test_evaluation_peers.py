@@ -6,16 +6,15 @@ from typing import Any
 
 import pytest
 from datasets import load_dataset
+from references import MUSICAL_INSTRUMENTS
 
 from gavamoe_hf.evaluation import baseline_scores, rating_errors, score_profile
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "musical_instruments"
-
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the musical_instruments data is not on this machine")
+pytestmark = pytest.mark.skipif(not MUSICAL_INSTRUMENTS.is_dir(), reason="the real data is not on this machine")
 
 
 def _scores(name: str) -> dict[str, float]:
-    lines = (DATA / "peer_predictions" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (MUSICAL_INSTRUMENTS / "peer_predictions" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     records: list[dict[str, Any]] = [json.loads(line) for line in lines]
     assert len(records) == 821
     scores = score_profile(
@@ -46,7 +45,7 @@ def test_peter() -> None:
 
 
 def test_baselines(tmp_path: Path) -> None:
-    files = {split: str(DATA / f"{split}.jsonl") for split in ("train", "validation", "test")}
+    files = {split: str(MUSICAL_INSTRUMENTS / f"{split}.jsonl") for split in ("train", "validation", "test")}
     splits = load_dataset("json", data_files=files, cache_dir=str(tmp_path))
     scores = baseline_scores(splits["train"], splits["validation"], splits["test"])
     assert round(scores["baseline_mean_rmse"], 3) == 0.927

@@ -203,6 +203,7 @@ print(merged.explain(processor, user=processor.users[3], item=processor.items[2]
 """
 
 
+@pytest.mark.slow
 def test_adapters_load_in_a_fresh_process_without_the_package(tiny, planted, tmp_path):
     processor, model = tiny
     for saved in (model, processor):

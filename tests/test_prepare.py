@@ -143,7 +143,7 @@ def test_card(tmp_path):
     assert card.data.size_categories == ["n<1K"] and "explainable-recommendation" in card.data.tags
     assert "| train | 30 |" in card.text
     assert "| outside the k-core | 1 | 2.7% |" in card.text and "| made a record | 36 | 97.3% |" in card.text
-    assert "sound (12), price (12), strap (12)" in card.text and "load_from_disk('.')" in card.text
+    assert "sound (12), price (12), strap (12)" in card.text and 'load_from_disk(".")' in card.text
     # No file by its whole path
     assert str(tmp_path) not in str(card)
     ratings = [row["rating"] for row in rows_of(splits)]
@@ -159,6 +159,7 @@ def test_names_from_the_data_are_no_markup_in_the_card(tmp_path):
     assert "<img" not in text and "](b)" not in text and "img src=x" in text
 
 
+@pytest.mark.slow
 def test_several_processes_give_the_same(tmp_path):
     args = arguments(tmp_path, grid(), chunk_size=10)
     alone = rows_of(prepare_reviews(args))

@@ -122,6 +122,7 @@ def test_mixture_takes_the_statistics_of_its_users_pairs():
         initialize_mixture(model, users[:6], items[:6])
 
 
+@pytest.mark.slow
 def test_stage_one_chooses_the_planted_groups_beats_the_biases_and_resumes(tmp_path):
     data = generate_synthetic(SyntheticConfig(seed=1))
     processor = build_processor(data.records["train"], ModelArguments(vocab_size=400))

@@ -334,6 +334,7 @@ def test_other_options_or_data_are_refused(study, planted, tmp_path):
         run_study(other, read_study_data(other))
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_to_the_same_scores(study, data_folder, tmp_path):
     config = make_config(tmp_path / "killed", data_folder, ablations=[])
     path = tmp_path / "study.yaml"

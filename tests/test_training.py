@@ -276,6 +276,7 @@ def losses(output):
     return {entry["step"]: entry["loss"] for entry in log if "loss" in entry}
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_to_the_same_losses(planted, tmp_path):
     data = tmp_path / "data"
     data.mkdir()

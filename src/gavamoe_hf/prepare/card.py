@@ -26,7 +26,7 @@ that this sentence speaks of. Made with `gavamoe prepare`, gavamoe-hf {version}.
 ```python
 from datasets import {function}
 
-records = {function}({name!r})
+records = {function}("{name}")
 ```
 
 {sizes}
