@@ -311,8 +311,9 @@ def test_readme_explain_commands_run(command, checkpoint, tmp_path, monkeypatch,
 
 
 def test_readme_options_exist(capsys):
-    with pytest.raises(SystemExit):
-        gavamoe(["train", "--help"])
+    for command in ("train", "explain"):
+        with pytest.raises(SystemExit):
+            gavamoe([command, "--help"])
     known = set(re.findall(r"--[a-z0-9_]+", capsys.readouterr().out))
     documents = [ROOT / name for name in ("README.md", "docs/your-data.md", "docs/pretrained-llama.md")]
     mentioned = {option for path in documents for option in re.findall(r"`(--[a-z0-9_]+)", path.read_text("utf-8"))}

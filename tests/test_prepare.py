@@ -300,7 +300,7 @@ def test_push(tmp_path, monkeypatch):
     assert push_dataset(splits, tmp_path / "out", "reviews", private=True) == "https://hub/datasets/me/reviews"
     create, card, summary, data = calls
     assert create == ("create", "reviews", {"repo_type": "dataset", "private": True, "exist_ok": True})
-    assert card[0] == "README.md" and "load_dataset('me/reviews')" in card[1]
+    assert card[0] == "README.md" and 'load_dataset("me/reviews")' in card[1]
     assert card[2] == {"repo_id": "me/reviews", "repo_type": "dataset"}
     assert summary[0] == "prepare.json" and json.loads(summary[1])["lines"] == 36
     assert data == ("me/reviews", 3, {"private": True})
