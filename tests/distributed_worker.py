@@ -40,7 +40,7 @@ def load_parallel(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     for name in sorted(path.name for path in folder.iterdir() if path.is_dir()):
         batch = torch.load(folder / f"{name}.pt")
         namespace: dict[str, Any] = {}
-        exec(guide.replace("outputs/reviews", str(folder / name)), namespace)
+        exec(guide.replace("outputs/from_base", str(folder / name)), namespace)
         results[name, "tp"] = answers(namespace["model"], batch)
         if name != "dense":
             config = DistributedConfig(tp_size=2, ep_size=2)

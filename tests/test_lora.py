@@ -220,7 +220,7 @@ def test_adapters_load_in_a_fresh_process_without_the_package(tiny, planted, tmp
     assert "rating_model.user_embeddings.weight" in " ".join(load_names(tmp_path / "adapter"))
     run_without_package(PLAIN_PEFT, tmp_path, modules=tmp_path, cwd=tmp_path)
     guide, _ = guide_snippets("pretrained-llama.md")
-    run_without_package(guide.replace("outputs/run", str(tmp_path)), modules=tmp_path, cwd=tmp_path)
+    run_without_package(guide.replace("outputs/from_base", str(tmp_path)), modules=tmp_path, cwd=tmp_path)
     logits = torch.load(tmp_path / "logits.pt", weights_only=True)
     torch.testing.assert_close(logits["adapted"], expected)
     torch.testing.assert_close(logits["merged"], expected, rtol=1e-4, atol=1e-4)
