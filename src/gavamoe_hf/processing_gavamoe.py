@@ -147,12 +147,14 @@ class GaVaMoEProcessor(ProcessorMixin):
         return self._token_id(ITEM_TOKEN)
 
     def _token_id(self, token: str) -> int:
-        if token not in self.tokenizer.get_vocab():
+        # Looked up there and back, which does not build the whole vocabulary as a dict: the unknown token is another
+        token_id = self.tokenizer.convert_tokens_to_ids(token)
+        if token_id is None or self.tokenizer.convert_ids_to_tokens(token_id) != token:
             raise ValueError(
                 f"Expected the tokenizer to have the placeholder {token!r}, but it does not. Call "
                 "`GaVaMoEProcessor.add_placeholder_tokens(tokenizer)` first and resize the model."
             )
-        return self.tokenizer.convert_tokens_to_ids(token)
+        return token_id
 
     def user_index(self, user: str | int | None) -> int:
         """Row of a raw user id in the model's table; -1, the population, for `None`. `ValueError` if not known."""

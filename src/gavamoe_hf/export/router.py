@@ -69,8 +69,6 @@ class ExportedRouter:
             )
         self.settings: dict[str, Any] = json.loads((folder / ROUTER_FILE).read_text(encoding="utf-8"))
         self.processor = GaVaMoEProcessor.from_pretrained(folder / ROUTER_FOLDER)
-        # Once: each look-up goes through the whole vocabulary
-        self._placeholders = self.processor.user_token_id, self.processor.item_token_id
         self.rating_model = GaVaMoERatingModel.from_pretrained(folder / ROUTER_FOLDER).eval()
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder / self.settings["clusters"][0])
 
@@ -107,7 +105,7 @@ class ExportedRouter:
             sentiment = processor.sentiment(pair.rating)
         user_token, item_token = pair_token("user", user_index), pair_token("item", item_index)
         ids = self.tokenizer.convert_tokens_to_ids([user_token, item_token])
-        replaced = dict(zip(self._placeholders, ids, strict=True))
+        replaced = dict(zip((processor.user_token_id, processor.item_token_id), ids, strict=True))
         prompt_ids = [replaced.get(token, token) for token in processor.encode_prompt(sentiment, pair.features)]
         messages = self._messages(sentiment, pair.features, user_token, item_token)
         prompt = self._render(messages)
