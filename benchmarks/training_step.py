@@ -15,14 +15,13 @@ import argparse
 import itertools
 import json
 import logging
-import statistics
 import tempfile
-import time
 from typing import Any
 
 import torch
 from datasets import Dataset
 from stage_one import be_quiet
+from timing import as_row, compare
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
@@ -107,33 +106,11 @@ class Step:
         trainer.model.zero_grad()
 
 
-def seconds_of(step: Step) -> tuple[float, float]:
-    """Wall-clock and processor seconds of a step."""
-    start = time.perf_counter(), time.process_time()
-    step()
-    return time.perf_counter() - start[0], time.process_time() - start[1]
-
-
-def as_row(name: str, reference: str, step: Step, reference_step: Step, rounds: int) -> dict[str, Any]:
-    """The medians of steps in turns, after a round that is not counted; the target is for a whole batch."""
-    turns = []
-    for number in range(rounds + 1):
-        mine, theirs = seconds_of(step), seconds_of(reference_step)
-        logger.info("%s, round %d: %s, reference %s", name, number, mine, theirs)
-        turns.append((*mine, *theirs, mine[0] / theirs[0], mine[1] / theirs[1]))
-    wall, _, reference_wall, _, ratio, processor_ratio = (
-        statistics.median(values) for values in zip(*turns[1:], strict=True)
-    )
-    return {
-        "name": name,
-        "reference": reference,
-        "ratio": ratio,
-        # For a machine with other work
-        "processor_ratio": processor_ratio,
-        "seconds": wall,
-        "reference_seconds": reference_wall,
-        "target": TARGET if len(step.batch["labels"]) >= TARGET_ROWS else None,
-    }
+def measure_step(name: str, reference: str, step: Step, reference_step: Step, rounds: int) -> dict[str, Any]:
+    """A row of two steps in turns; the target is for a whole batch."""
+    logger.info("%s beside %s ...", name, reference)
+    target = TARGET if len(step.batch["labels"]) >= TARGET_ROWS else None
+    return as_row(name, reference, compare(step, reference_step, rounds), target)
 
 
 def make_trainer(
@@ -172,13 +149,13 @@ def measure_model(experts: str, layers: int, rows: int, rounds: int) -> list[dic
         losses = step.loss(), plain.loss()
         model.config.alpha = alpha
         assert abs(losses[0] - losses[1]) < 1e-5, f"Expected equal losses, got {losses}."
-        results.append(as_row(name, "SFTTrainer's loss on the same model", step, plain, rounds))
+        results.append(measure_step(name, "SFTTrainer's loss on the same model", step, plain, rounds))
         if experts == "dense":
             llama = LlamaForCausalLM(LlamaConfig(num_hidden_layers=layers, **SMOLLM2))
             args = SFTConfig(folder, per_device_train_batch_size=rows, max_length=None, **OPTIONS)
             tokens = examples.select_columns(["input_ids", "labels"])
             trainer = SFTTrainer(llama, args, train_dataset=tokens, processing_class=processor.tokenizer)
-            results.append(as_row(name, "SFTTrainer on a plain Llama", step, Step(trainer), rounds))
+            results.append(measure_step(name, "SFTTrainer on a plain Llama", step, Step(trainer), rounds))
     return results
 
 
