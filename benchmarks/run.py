@@ -13,13 +13,16 @@ Exits with 1 where a module failed, not where a target is missed.
 """
 
 import argparse
+import faulthandler
 import importlib
 import importlib.util
 import logging
 import multiprocessing
+import os
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ from gavamoe_hf.evaluation.predict import write_json, write_text
 
 logger = logging.getLogger("benchmark")
 
-MODULES = ("moe_layer", "training_step", "generation", "loading", "stage_one", "evaluation_speed", "growth", "gpu")
+MODULES = ("moe_layer", "training_step", "generation", "loading", "stage_one", "evaluation_speed", "growth")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,10 +46,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run_module(name: str, quick: bool, threads: int) -> list[dict[str, Any]]:
-    """The rows of a module, in whatever process this is."""
+def run_module(name: str, quick: bool, threads: int, seconds: float | None = None) -> list[dict[str, Any]]:
+    """
+    The rows of `measure` of a module, or of another function of it (`module:function`), in whatever process this is;
+    the process ends where it takes longer than `seconds`.
+    """
+    if seconds is not None:
+        faulthandler.dump_traceback_later(seconds, exit=True)
     torch.set_num_threads(threads)
-    rows = importlib.import_module(name).measure(quick)
+    module, _, function = name.partition(":")
+    rows = getattr(importlib.import_module(module), function or "measure")(quick)
     for row in rows:
         missing = [key for key in ("name", "reference", "ratio") if key not in row]
         if missing:
@@ -54,8 +63,22 @@ def run_module(name: str, quick: bool, threads: int) -> list[dict[str, Any]]:
     return rows
 
 
-def run_modules(modules: list[str], quick: bool, threads: int, output_dir: Path) -> dict[str, Any]:
-    """Rows, seconds and failures of all modules, written to `output_dir` after each."""
+def run_modules(
+    modules: list[str],
+    quick: bool,
+    threads: int,
+    output_dir: Path,
+    seconds: float | None = None,
+    preload: Sequence[str] = (),
+) -> dict[str, Any]:
+    """
+    Rows, seconds and failures of all modules, written to `output_dir` after each. `seconds` bounds each of them. With
+    `preload`, their processes begin with these modules imported, and with nothing computed.
+    """
+    context = multiprocessing.get_context("forkserver" if preload else "spawn")
+    if preload:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        context.set_forkserver_preload(list(preload))
     report: dict[str, Any] = {"machine": describe_machine(threads), "quick": quick, "seconds": {}, "failed": {}}
     report["rows"] = []
     for number, name in enumerate(modules, start=1):
@@ -63,8 +86,8 @@ def run_modules(modules: list[str], quick: bool, threads: int, output_dir: Path)
         start = time.perf_counter()
         try:
             # A fresh process for each: what one has imported, cached or allocated is not another's
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                rows = pool.submit(run_module, name, quick, threads).result()
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                rows = pool.submit(run_module, name, quick, threads, seconds).result()
         except Exception as error:
             report["failed"][name] = f"{type(error).__name__}: {error}"
             logger.error("%s failed:\n%s", name, traceback.format_exc())

@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import gpu
 import run
 import timing
 
@@ -199,3 +201,30 @@ def test_an_absent_module_is_named_before_anything_runs(modules):
     with pytest.raises(SystemExit, match=r"Expected absent_one\.py beside run\.py, but there is no such file"):
         run.main(["--output_dir", str(modules / "out"), "--modules", "good_one", "absent_one"])
     assert not (modules / "out").exists()
+
+
+# At small shapes: each check is whole, and what it compares agrees on a CPU too
+@pytest.mark.parametrize("check", gpu.CHECKS)
+def test_gpu_checks_on_a_cpu(check):
+    if check == "qlora":
+        pytest.importorskip("bitsandbytes", reason="needs the extra quantization")
+    if torch.cuda.is_available():
+        pytest.skip("`make gpu-check` runs them at full size here")
+    rows = getattr(gpu, check)(quick=True)
+    assert bool(rows) == (check != "host_waits")
+    assert all({"name", "reference", "ratio"} <= set(row) for row in rows)
+    missed = [row["name"] for row in rows if run.is_met(row) is False]
+    assert not missed
+
+
+def test_a_check_that_hangs_or_crashes_hides_no_other(tmp_path, monkeypatch):
+    (tmp_path / "hangs.py").write_text("import time\n\ndef measure(quick=False):\n    time.sleep(60)\n")
+    (tmp_path / "works.py").write_text(
+        "def measure(quick=False):\n    return [dict(name='a', reference='b', ratio=1.0)]\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(run.__file__).parent}")
+    monkeypatch.syspath_prepend(tmp_path)
+    report = run.run_modules(["hangs:measure", "works:measure"], True, 1, tmp_path, seconds=1)
+    assert list(report["failed"]) == ["hangs:measure"] and [row["module"] for row in report["rows"]] == [
+        "works:measure"
+    ]
