@@ -4,6 +4,7 @@ import copy
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from references import ITEM, PAD, USER, mixed_pairs, random_prompts, spread_clusters, tiny_model
@@ -331,3 +332,58 @@ def test_refuses_prompts(model):
         model.generate(input_ids=prompt, attention_mask=mask, max_new_tokens=1)
     with pytest.raises(ValueError, match=r"stores no prompt: pass `input_ids` from its processor"):
         tiny_model(stored_prompts=None).generate(user_id=0, item_id=0)
+
+
+@pytest.fixture(scope="module")
+def explained(model, tokenizer):
+    """A model with the processor's vocabulary, and a call of `explain` on it."""
+    options = {"vocab_size": len(tokenizer), "user_token_id": 3, "item_token_id": 4}
+    model = spread_clusters(tiny_model(**options)).eval()
+    users, items = [f"U{number}" for number in range(8)], [f"I{number}" for number in range(9)]
+    processor = GaVaMoEProcessor(tokenizer, users=users, items=items)
+    return model, lambda **options: model.explain(processor, **{**FIXED, **options})
+
+
+def test_arrays_are_the_lists_that_they_are(explained):
+    model, explain = explained
+    table = pd.DataFrame({"user": ["U1", "U2", "U3"], "item": ["I4", "I5", "I6"], "rating": [4.0, 2.0, 1.0]})
+    table = table.set_index(pd.Index([7, 5, 3]))
+    expected = explain(user=list(table["user"]), item=list(table["item"]), rating=list(table["rating"]))
+    columns = {name: table[name] for name in table}
+    assert explain(**columns) == expected
+    assert explain(**{name: column.to_numpy(dtype=object) for name, column in columns.items()}) == expected
+    assert explain(**columns | {"rating": torch.tensor([4.0, 2.0, 1.0])}) == expected
+    assert explain(**columns | {"features": [np.array(["sound"])] * 3}) == explain(**columns, features=[["sound"]] * 3)
+    indices = pd.Series([1, 2, 3], index=[9, 8, 7]), np.array([4, 5, 6], dtype=np.int32)
+    assert torch.equal(model.predict_rating(*indices), model.predict_rating([1, 2, 3], [4, 5, 6]))
+    with pytest.raises(ValueError, match=r"each user id as .*, but got nan \(float\)"):
+        explain(user=pd.Series(["U1", float("nan")], dtype=object), item="I1")
+
+
+def test_ids_that_a_table_turned_into_floats(tokenizer):
+    processor = GaVaMoEProcessor(tokenizer, users=["3", "4"], items=["1"])
+    assert processor.user_index(3.0) == processor.user_index(np.float64(3)) == processor.user_index("3") == 0
+    for raw, message in ((2.0**53, "last digits are lost"), (3.5, "got 3.5"), (True, "bool"), ([3], "list")):
+        with pytest.raises(ValueError, match=message):
+            processor.user_index(raw)
+
+
+def test_ratings_off_the_scale_are_refused(explained):
+    for rating in (0.5, 9, 1e30):
+        with pytest.raises(ValueError, match=r"ratings from 1 to 5, this model's scale, but got"):
+            explained[1](user="U1", item=["I1", "I2"], rating=[4, rating])
+    with pytest.raises(ValueError, match="finite"):
+        explained[1](user="U1", item="I1", rating=float("nan"))
+
+
+def test_a_dictionary_of_outputs_is_explained_too(explained):
+    options = {"user": ["U1", "U2"], "item": "I3", "num_beams": 2, "num_return_sequences": 2}
+    assert explained[1](**options, return_dict_in_generate=True, output_scores=True) == explained[1](**options)
+
+
+def test_weights_that_predict_nan_are_no_result(explained):
+    broken = copy.deepcopy(explained[0])
+    broken.rating_model.decoder_output.bias.data[0] = float("nan")
+    for ask in (lambda: broken.predict_rating(1, 2), lambda: broken.recommend(1, top_k=2)):
+        with pytest.raises(ValueError, match="its weights are broken"):
+            ask()

@@ -6,11 +6,14 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import cpu_offload
+from peft import PromptTuningConfig, get_peft_model
 from references import (
     BOS,
     ITEM,
     PAD,
     USER,
+    all_pairs,
     mixed_pairs,
     naive_balance,
     random_prompts,
@@ -383,3 +386,85 @@ def test_initialisation():
     assert model.rating_model.mixture.means.std() > 0.5
     # No parameter is left as the allocator gave it
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_prompts_as_embeddings_are_refused(model):
+    """In them user and item cannot be told: every pair would read alike."""
+    embeds = model.get_input_embeddings()(torch.tensor([[BOS, USER, 20, ITEM]]))
+    pair = {"user_id": torch.tensor([1]), "item_id": torch.tensor([2])}
+    with pytest.raises(ValueError, match="Expected the prompt as `input_ids`, but got `inputs_embeds`"):
+        model(inputs_embeds=embeds, **pair)
+    with pytest.raises(ValueError, match="`inputs_embeds` does not work .* Pass `input_ids`"):
+        model.generate(inputs_embeds=embeds, **pair, max_new_tokens=2)
+    tuned = get_peft_model(copy.deepcopy(model), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(ValueError, match="use LoRA"):
+        tuned(input_ids=torch.tensor([[BOS, USER, 20, ITEM]]), **pair)
+
+
+@pytest.mark.parametrize(
+    "cast",
+    [
+        lambda model: model.to(torch.bfloat16),
+        lambda model: model.bfloat16(),
+        lambda model: model.half(),
+        lambda model: model.to(device="cpu", dtype=torch.float16),
+        lambda model: model.to(torch.bfloat16).float().half(),
+    ],
+)
+def test_gates_and_ratings_do_not_depend_on_a_cast(model, cast):
+    users, items = all_pairs(model.config)
+    lowered = cast(copy.deepcopy(model))
+    assert lowered.lm_head.weight.dtype != torch.float32
+    assert {tensor.dtype for tensor in lowered.rating_model.parameters()} == {torch.float32}
+    assert torch.equal(lowered.gate_index(users, items), model.gate_index(users, items))
+    assert torch.equal(lowered.predict_rating(users, items), model.predict_rating(users, items))
+
+
+def test_offloaded_weights_answer_as_others(model, tmp_path):
+    """accelerate's hooks bring weights in `forward` alone, and the rating model is asked outside of it."""
+    users, items = all_pairs(model.config)
+    expected = model.predict_rating(users, items)
+    ids = {"input_ids": torch.tensor([[BOS, USER, 20, ITEM]]), "user_id": 1, "item_id": 2}
+    tokens = model.generate(**ids, max_new_tokens=4, do_sample=False)
+    model.save_pretrained(tmp_path)
+    parts = ("embed_tokens", "layers", "norm", "rotary_emb", "user_projection", "item_projection")
+    parts = {"lm_head": "cpu", **{f"model.{name}": "cpu" for name in parts}, "model.rating_model": "disk"}
+    options = {"offload_folder": tmp_path / "offload"}
+    for offloaded in (
+        cpu_offload(copy.deepcopy(model), execution_device=torch.device("cpu")),
+        GaVaMoEForCausalLM.from_pretrained(tmp_path, device_map=parts, **options),
+        GaVaMoEForCausalLM.from_pretrained(tmp_path, device_map="auto", max_memory={"cpu": "60KB"}, **options),
+    ):
+        for _ in range(2):
+            assert torch.equal(offloaded.predict_rating(users, items), expected)
+            assert torch.equal(offloaded.generate(**ids, max_new_tokens=4, do_sample=False), tokens)
+
+
+def test_loss_terms_count_once_however_a_batch_is_divided(model):
+    """transformers' own Trainer hands the number of all labelled tokens to each part of a batch."""
+    divided = copy.deepcopy(model).train()
+    divided.config.alpha = 0.5
+    for config in (divided.config, divided.rating_model.config):
+        config.vae_dropout = config.vae_id_dropout = 0.0
+    divided.rating_model.eval()  # z = mu
+    input_ids = torch.randint(10, 60, (8, 9))
+    input_ids[:, 1], input_ids[:, 2] = USER, ITEM
+    labels = input_ids.masked_fill(torch.arange(9) < 4, -100)
+    batch = {"input_ids": input_ids, "labels": labels, "rating": torch.arange(8) % 5 + 1.0}
+    batch |= {"user_id": torch.arange(8), "item_id": torch.arange(8)}
+    whole = divided(**batch).loss
+    (expected,) = torch.autograd.grad(whole, divided.lm_head.weight)
+    tokens = (labels != -100).sum()
+    parts = [{name: values[start : start + 2] for name, values in batch.items()} for start in range(0, 8, 2)]
+    losses = [divided(**part, num_items_in_batch=tokens).loss for part in parts]
+    (found,) = torch.autograd.grad(sum(losses), divided.lm_head.weight)
+    assert sum(losses).item() == pytest.approx(whole.item(), rel=1e-5)
+    torch.testing.assert_close(found, expected)
+
+
+def test_another_attention_can_be_asked_of_the_whole_model(model):
+    asked = copy.deepcopy(model)
+    for name in ("eager", "sdpa"):
+        asked.set_attn_implementation(name)
+        assert asked.config._attn_implementation == name
+        assert torch.equal(asked.predict_rating(1, 2), model.predict_rating(1, 2))

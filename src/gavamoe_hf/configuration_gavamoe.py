@@ -3,6 +3,7 @@
 
 import itertools
 import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -13,6 +14,8 @@ FORMAT_VERSION = 1
 
 # More than any model has: layers are built one by one, and a config with a billion of them would fill the memory
 MAX_LAYERS = 1000
+# Likewise of a rating scale: half points from 0 to 500
+MAX_RATING_LEVELS = 1001
 
 # The index that stands for "a user (or item) that the model does not know": the population embedding.
 POPULATION_ID = -1
@@ -222,10 +225,11 @@ class GaVaMoEConfig(LlamaConfig):
         )
         levels = self.rating_levels
         _require(
-            len(levels) >= 2
+            2 <= len(levels) <= MAX_RATING_LEVELS
             and all(math.isfinite(level) for level in levels)
             and all(low < high for low, high in itertools.pairwise(levels)),
-            f"`rating_levels` must be at least two finite, ascending numbers such as [1, 2, 3, 4, 5], got {levels}.",
+            "`rating_levels` must be at least two finite, ascending numbers such as [1, 2, 3, 4, 5], and at most "
+            f"{MAX_RATING_LEVELS}, got {str(levels)[:200]}.",
         )
         _require(0 <= self.alpha <= 1, f"`alpha` must be in [0, 1], got {self.alpha}.")
         _require(self.beta >= 0, f"`beta` must not be negative, got {self.beta}.")
@@ -270,6 +274,18 @@ class GaVaMoEConfig(LlamaConfig):
         )
 
 
+def to_python(value: Any) -> Any:
+    """
+    Series, arrays, tensors and other collections as lists of Python's own numbers and strings, at every level, in their
+    order and without an index; everything else, strings and mappings among it, as it is.
+    """
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping):
+        return [to_python(element) for element in value]
+    return value
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
@@ -285,4 +301,4 @@ def _require_format(version: Any) -> None:
 
 GaVaMoEConfig.register_for_auto_class()
 
-__all__ = ["POPULATION_ID", "GaVaMoEConfig"]
+__all__ = ["POPULATION_ID", "GaVaMoEConfig", "to_python"]

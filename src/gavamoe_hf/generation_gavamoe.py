@@ -10,11 +10,29 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import Cache, DynamicCache, LogitsProcessorList, StaticCache, SuppressTokensLogitsProcessor
+from transformers import (
+    Cache,
+    DynamicCache,
+    LogitsProcessorList,
+    StaticCache,
+    SuppressTokensLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 from transformers.utils import ModelOutput
+
+from .configuration_gavamoe import to_python
 
 # Prompt tokens that a shared prefix has to save, since it costs a forward pass more
 _MIN_SAVED_TOKENS = 128
+
+# Options of `generate` under which a forward pass would not belong to its pair, and what to do instead
+_REFUSED_OPTIONS = {
+    "assistant_model": "its drafts are made without the pair. Use `prompt_lookup_num_tokens`, or leave it out",
+    "assistant_early_exit": "its drafts are made without the pair. Use `prompt_lookup_num_tokens`, or leave it out",
+    "custom_generate": "it may come from the Hub as code, and need not hand the pair on. Leave it out",
+    "inputs_embeds": "in embeddings the placeholders of user and item cannot be told. Pass `input_ids`",
+    "token_healing": "it drops the end of the prompt, where the placeholders may be. Leave it out",
+}
 
 
 @dataclass
@@ -60,6 +78,27 @@ class GaVaMoEExplanation:
     features: list[str]
     cluster: int
     cluster_posterior: list[float]
+
+
+class PlaceholderSuppressor(SuppressTokensLogitsProcessor):
+    """
+    Rules the placeholders out: each stands for an embedding and no text, and a second one in the sequence would mean
+    nothing. A class of its own, since `generate` lets a processor that is passed replace its own of the same class,
+    which has the caller's `suppress_tokens`.
+    """
+
+
+class _WithGate:
+    """The model as guidance runs it: on what is said alone, by the gate of the pair."""
+
+    def __init__(self, model: Any, gate_index: torch.LongTensor | None):
+        self.model, self.gate_index = model, gate_index
+
+    def __call__(self, input_ids: torch.LongTensor, **kwargs: Any) -> Any:
+        if self.gate_index is not None:
+            # Beams and returned sequences are rows beside each other
+            kwargs["gate_index"] = self.gate_index.repeat_interleave(len(input_ids) // len(self.gate_index))
+        return self.model(input_ids, **kwargs)
 
 
 class GaVaMoEGenerationMixin:
@@ -179,10 +218,15 @@ class GaVaMoEGenerationMixin:
         """
         if user_id is None and item_id is None:
             return super().generate(inputs, *args, **kwargs)
+        generation_config = kwargs.get("generation_config", args[0] if args else None)
+        for name, reason in _REFUSED_OPTIONS.items():
+            value = self._option(name, generation_config, kwargs)
+            if value is not None and value is not False:
+                raise ValueError(f"`{name}` does not work with `user_id` and `item_id`: {reason}.")
         user_id, item_id = self._pair_tensors(user_id, item_id)
         input_ids = kwargs.pop("input_ids", inputs)
         attention_mask = kwargs.pop("attention_mask", None)
-        if input_ids is None and kwargs.get("inputs_embeds") is None:
+        if input_ids is None:
             input_ids, attention_mask, negative_input_ids, negative_attention_mask = self._stored_prompts(len(user_id))
         if negative_input_ids is not None:
             input_ids, attention_mask = self._prompts_by_sentiment(
@@ -192,34 +236,51 @@ class GaVaMoEGenerationMixin:
                 negative_input_ids,
                 negative_attention_mask,
             )
-        prompt = input_ids if input_ids is not None else kwargs["inputs_embeds"]
-        if len(prompt) != len(user_id):
+        if len(input_ids) != len(user_id):
             raise ValueError(
-                f"Expected one pair for each prompt, but got {len(user_id)} pair(s) and {len(prompt)} prompt(s)."
+                f"Expected one pair for each prompt, but got {len(user_id)} pair(s) and {len(input_ids)} prompt(s)."
             )
-        if input_ids is not None:
-            kwargs["input_ids"] = input_ids
+        kwargs["input_ids"] = input_ids
+        if kwargs.get("past_key_values") is None:
+            # Here, where the prompt is whole: the model may be given it in parts
+            self.model.check_placeholders(input_ids)
         if attention_mask is not None:
             kwargs["attention_mask"] = attention_mask
         if self.config.num_local_experts == 0:
             kwargs.pop("gate_index", None)
         elif kwargs.get("gate_index") is None:
             kwargs["gate_index"] = self.gate_index(user_id, item_id)
-        # A placeholder stands for an embedding and no text: a second one in the sequence would mean nothing
+        processors = LogitsProcessorList(kwargs.pop("logits_processor", None) or [])
+        guidance_scale = self._option("guidance_scale", generation_config, kwargs)
+        if guidance_scale is not None and guidance_scale != 1:
+            # In place of transformers' own, which would run the model without a gate
+            processors.append(
+                UnbatchedClassifierFreeGuidanceLogitsProcessor(
+                    guidance_scale,
+                    _WithGate(self, kwargs.get("gate_index")),
+                    unconditional_ids=kwargs.get("negative_prompt_ids"),
+                    unconditional_attention_mask=kwargs.get("negative_prompt_attention_mask"),
+                )
+            )
         placeholders = self._placeholders()
         if placeholders:
-            suppress = SuppressTokensLogitsProcessor(placeholders, device=self.device)
-            kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), suppress])
+            processors.append(PlaceholderSuppressor(placeholders, device=user_id.device))
+        kwargs["logits_processor"] = processors
         return super().generate(None, *args, user_id=user_id, item_id=item_id, **kwargs)
+
+    def _option(self, name: str, generation_config: Any, options: dict[str, Any]) -> Any:
+        """What an option of `generate` is in this call."""
+        return options.get(name, getattr(generation_config or self.generation_config, name, None))
 
     def _pair_tensors(self, user_id: Any, item_id: Any) -> tuple[torch.LongTensor, torch.LongTensor]:
         """Ids given as ints, lists or tensors, as index tensors of one length on the model's device, checked."""
         tensors = []
+        device = self.rating_model.loaded_device()
         for name, ids in (("user_id", user_id), ("item_id", item_id)):
             if ids is None:
                 raise ValueError(f"Expected `user_id` and `item_id`, but `{name}` is missing.")
             try:
-                tensor = torch.as_tensor(ids, device=self.device)
+                tensor = torch.as_tensor(ids if isinstance(ids, torch.Tensor) else to_python(ids), device=device)
                 got = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
             except (TypeError, ValueError, RuntimeError):
                 tensor, got = None, repr(ids)[:100]
@@ -232,7 +293,7 @@ class GaVaMoEGenerationMixin:
             ):
                 raise ValueError(
                     f"Expected `{name}` as an int, a list of ints or an integer tensor of shape (batch_size,), but "
-                    f"got {got}. Raw ids are looked up by the checkpoint's processor."
+                    f"got {got} ({type(ids).__name__}). Raw ids are looked up by the checkpoint's processor."
                 )
             tensors.append(tensor.long().reshape(-1))
         user_id, item_id = tensors
@@ -379,7 +440,10 @@ class GaVaMoEGenerationMixin:
         Returns:
             `list[GaVaMoEExplanation]`: one for each pair, in order.
         """
-        batch = processor(user=user, item=item, rating=rating, features=features).to(self.device)
+        pairs = processor.normalize_pairs(user=user, item=item, rating=rating, features=features)
+        self._check_ratings([pair.rating for pair in pairs])
+        device = self.rating_model.loaded_device()
+        batch = processor(user=user, item=item, rating=rating, features=features).to(device)
         # One pass of the rating model answers for sentiment, gate and report
         predicted = self.rating_model.predict(batch["user_id"], batch["item_id"])
         if "negative_input_ids" in batch:
@@ -388,8 +452,8 @@ class GaVaMoEGenerationMixin:
             batch["input_ids"], batch["attention_mask"] = prompts
         gates = predicted.cluster_posterior.argmax(dim=-1)
         tokens = self.generate(**batch, gate_index=gates, **{"return_dict_in_generate": False, **generate_kwargs})
+        tokens = tokens if isinstance(tokens, torch.Tensor) else tokens.sequences
         texts = processor.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        pairs = processor.normalize_pairs(user=user, item=item, rating=rating, features=features)
         repeats = len(texts) // len(pairs)
         explanations = []
         for row, pair in enumerate(pairs):
@@ -409,6 +473,13 @@ class GaVaMoEGenerationMixin:
                     )
                 )
         return explanations
+
+    def _check_ratings(self, ratings: Sequence[float | None]) -> None:
+        """Raises `ValueError` for a rating that the scale does not reach."""
+        low, high = self.config.rating_levels[0], self.config.rating_levels[-1]
+        outside = [rating for rating in ratings if rating is not None and not low <= rating <= high]
+        if outside:
+            raise ValueError(f"Expected ratings from {low:g} to {high:g}, this model's scale, but got {outside[0]:g}.")
 
 
 __all__ = ["GaVaMoEExplanation", "GaVaMoEGenerationMixin", "GaVaMoERoutingReport"]

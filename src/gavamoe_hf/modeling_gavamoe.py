@@ -214,7 +214,7 @@ class GaVaMoEDecoderLayer(LlamaDecoderLayer):
 class GaVaMoEPreTrainedModel(LlamaPreTrainedModel):
     config: GaVaMoEConfig
     config_class = GaVaMoEConfig
-    _no_split_modules = ["GaVaMoEDecoderLayer"]
+    _no_split_modules = ["GaVaMoEDecoderLayer", "GaVaMoERatingModel"]
     # Otherwise inherited from Llama, which has no experts, once a Llama has been asked in the same process
     _can_set_experts_implementation_cached_value = True
     # Gates must not depend on the precision that the language model is loaded in.
@@ -300,8 +300,9 @@ class GaVaMoEModel(GaVaMoEPreTrainedModel, LlamaModel):
                 only if `rating` is given.
 
         Raises:
-            `ValueError`: without a gate where there is more than one, or where a prompt does not hold exactly one user
-            and one item placeholder.
+            `ValueError`: without a gate where there is more than one, for a pair with `inputs_embeds`, or where a
+            prompt does not hold exactly one user and one item placeholder. With `past_key_values` the prompt may come
+            in parts, which is not looked at.
             `IndexError`: for an id outside the tables.
         """
         if (user_id is None) != (item_id is None):
@@ -314,9 +315,17 @@ class GaVaMoEModel(GaVaMoEPreTrainedModel, LlamaModel):
                 gate_index, cluster_posterior = self.rating_model.route(pair_embeddings)
             if rating is not None or cluster_posterior is not None:
                 rating_output = self.rating_model(pair_embeddings=pair_embeddings, rating=rating)
+        if inputs_embeds is not None and pair_embeddings is not None and self.config.inject_pair_embeddings:
+            raise ValueError(
+                "Expected the prompt as `input_ids`, but got `inputs_embeds`, in which the placeholders of user and "
+                "item cannot be told, so that every pair would read alike. Prompt tuning, which passes embeddings, "
+                "does not work for this model: use LoRA."
+            )
         if inputs_embeds is None and input_ids is not None:
             inputs_embeds = self.embed_tokens(input_ids)
             if pair_embeddings is not None and self.config.inject_pair_embeddings:
+                if past_key_values is None:
+                    self.check_placeholders(input_ids)
                 inputs_embeds = self._inject(input_ids, inputs_embeds, pair_embeddings)
             input_ids = None
         outputs = super().forward(
@@ -369,21 +378,24 @@ class GaVaMoEModel(GaVaMoEPreTrainedModel, LlamaModel):
             if token is None:
                 raise ValueError(f"`config.{name}` is not set: set it to the id of the placeholder token.")
             position = input_ids == token  # [B, T]
-            if not torch.compiler.is_compiling():
-                self._check_placeholders(position, token, name.split("_")[0])
             vector = projection(embedding.to(projection.weight.dtype))[:, None]  # [B, 1, H]
             inputs_embeds = torch.where(position[..., None], vector.to(inputs_embeds.dtype), inputs_embeds)
         return inputs_embeds
 
-    @staticmethod
-    def _check_placeholders(position: torch.Tensor, token: int, name: str) -> None:
-        counts = position.sum(dim=-1)
-        if (counts != 1).any():
-            row = (counts != 1).nonzero()[0].item()
-            raise ValueError(
-                f"Expected exactly one {name} placeholder (token {token}) in each prompt, but row {row} has "
-                f"{counts[row].item()}. Build prompts with the checkpoint's processor."
-            )
+    def check_placeholders(self, input_ids: torch.LongTensor) -> None:
+        """Raises `ValueError` unless each row of whole prompts has one placeholder of the user and one of the item."""
+        if torch.compiler.is_compiling() or not self.config.inject_pair_embeddings:
+            return
+        for name, token in (("user", self.config.user_token_id), ("item", self.config.item_token_id)):
+            if token is None:
+                continue  # `_inject` says so
+            counts = (input_ids == token).sum(dim=-1)
+            if (counts != 1).any():
+                row = (counts != 1).nonzero()[0].item()
+                raise ValueError(
+                    f"Expected exactly one {name} placeholder (token {token}) in each prompt, but row {row} has "
+                    f"{counts[row].item()}. Build prompts with the checkpoint's processor."
+                )
 
 
 class GaVaMoEForCausalLM(
@@ -481,10 +493,14 @@ class GaVaMoEForCausalLM(
         if labels is not None:
             nll_loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
             loss = nll_loss
+            # Of a batch that comes in several parts, whose tokens are counted over all, this is one part's share
+            share: Any = 1.0
+            if kwargs.get("num_items_in_batch") is not None:
+                share = (labels[..., 1:] != -100).sum() / kwargs["num_items_in_batch"]
             if aux_loss is not None:
-                loss = loss + self.config.router_aux_loss_coef * aux_loss.to(loss.device)
+                loss = loss + self.config.router_aux_loss_coef * share * aux_loss.to(loss.device)
             if outputs.elbo_loss is not None:
-                loss = self.config.alpha * outputs.elbo_loss.to(loss.device) + (1 - self.config.alpha) * loss
+                loss = self.config.alpha * share * outputs.elbo_loss.to(loss.device) + (1 - self.config.alpha) * loss
         fields = {key: value for key, value in outputs.items() if key != "last_hidden_state"}
         output = GaVaMoECausalLMOutputWithPast(loss=loss, nll_loss=nll_loss, aux_loss=aux_loss, logits=logits, **fields)
         return output.to_tuple() if return_dict is False else output

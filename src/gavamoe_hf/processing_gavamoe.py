@@ -2,6 +2,7 @@
 """The processor of GaVaMoE: raw user and item ids, ratings and features to model inputs, and tokens back to text."""
 
 import difflib
+import string
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
-from .configuration_gavamoe import POPULATION_ID
+from .configuration_gavamoe import POPULATION_ID, to_python
 
 USER_TOKEN = "<|user_embedding|>"
 ITEM_TOKEN = "<|item_embedding|>"
@@ -26,6 +27,11 @@ PROMPT_TEMPLATE_WITHOUT_FEATURES = (
     "The user has a {sentiment} experience with the item, "
     "please provide an explanation for recommending {item} to {user}."
 )
+
+# Far above any prompt: what a checkpoint states is rendered and tokenised, and must not fill the memory
+_MAX_PROMPT_CHARACTERS = 20_000
+_MAX_TEMPLATE_CHARACTERS = 200_000
+_PROMPT_FIELDS = {"sentiment", "features", "item", "user"}
 
 # Stands for the features while the chat template is rendered; a private-use character that no template contains.
 _SLOT = "\ue000"
@@ -97,6 +103,7 @@ class GaVaMoEProcessor(ProcessorMixin):
         self.system_prompt = system_prompt
         self.prompt_template = prompt_template
         self.prompt_template_without_features = prompt_template_without_features
+        self._check_prompts()
         if len(self.item_features) != len(self.items):
             raise ValueError(
                 f"Expected features for each of the {len(self.items)} items, but got {len(self.item_features)} lists."
@@ -109,6 +116,30 @@ class GaVaMoEProcessor(ProcessorMixin):
                     f"Expected distinct {kind} ids, but got {len(ids) - len(self._indices[kind])} repeated."
                 )
         self._prompts: dict[tuple[str, bool], list[list[int]]] = {}
+
+    def _check_prompts(self) -> None:
+        """Raises where texts of the prompt are too long, or ask `str.format` for more than to fill in names."""
+        for name in ("system_prompt", "prompt_template", "prompt_template_without_features"):
+            text = getattr(self, name)
+            if not isinstance(text, str) or len(text) > _MAX_PROMPT_CHARACTERS:
+                raise ValueError(
+                    f"Expected `{name}` as text of at most {_MAX_PROMPT_CHARACTERS:,} characters, but got "
+                    f"{f'{len(text):,}' if isinstance(text, str) else type(text).__name__}."
+                )
+            if name == "system_prompt":
+                continue
+            # A width ("{item:>99999999}") would fill the memory, an attribute or index reads what it likes
+            for _, field, form, conversion in string.Formatter().parse(text):
+                if field is not None and (field not in _PROMPT_FIELDS or form or conversion):
+                    raise ValueError(
+                        f"Expected `{name}` with the fields {', '.join(sorted(_PROMPT_FIELDS))} alone and as they are, "
+                        f"but got {{{field[:40]}{f':{form[:20]}' if form else ''}}}."
+                    )
+        templates = self.chat_template if isinstance(self.chat_template, dict) else {"": self.chat_template}
+        if any(template is not None and len(template) > _MAX_TEMPLATE_CHARACTERS for template in templates.values()):
+            raise ValueError(
+                f"Expected a chat template of at most {_MAX_TEMPLATE_CHARACTERS:,} characters, but got more."
+            )
 
     def __repr__(self) -> str:
         # The parent's is the whole JSON, ids and features of the catalogue included, and every load makes it for a log
@@ -171,6 +202,7 @@ class GaVaMoEProcessor(ProcessorMixin):
 
     def known_index(self, kind: str, raw: str | int, remedy: str) -> int:
         """Row of a raw id of a `kind`, `"user"` or `"item"`. `ValueError`, which ends in `remedy`, if not known."""
+        raw = id_text(kind, raw)
         index = self._indices[kind].get(str(raw))
         if index is None:
             known = self.users if kind == "user" else self.items
@@ -185,12 +217,7 @@ class GaVaMoEProcessor(ProcessorMixin):
         """The raw ids as [`~add_ids`] would add them; `ValueError` where it could not."""
         if not ids:
             raise ValueError(f"Expected at least one new {kind} id, but got none.")
-        bad = [raw for raw in ids if isinstance(raw, bool) or not isinstance(raw, str | int) or not str(raw).strip()]
-        if bad:
-            raise ValueError(
-                f"Expected each new {kind} id as a non-empty string or a whole number, but got {bad[0]!r}."
-            )
-        ids = [str(raw) for raw in ids]
+        ids = [id_text(f"new {kind}", raw) for raw in to_python(ids)]
         known = [raw for raw in ids if raw in self._indices[kind]]
         if known:
             raise ValueError(
@@ -249,6 +276,7 @@ class GaVaMoEProcessor(ProcessorMixin):
         features: Any = None,
     ) -> list[PairRequest]:
         """The pairs that the arguments of [`~GaVaMoEProcessor.__call__`] name, features filled in."""
+        user, item, rating, features = map(to_python, (user, item, rating, features))
         single = not _is_list(user) and not _is_list(item)
         users, items = (values if _is_list(values) else [values] for values in (user, item))
         count = max(len(users), len(items))
@@ -275,8 +303,8 @@ class GaVaMoEProcessor(ProcessorMixin):
                 names = known[: self.num_prompt_features]
             pairs.append(
                 PairRequest(
-                    user=None if raw_user is None else str(raw_user),
-                    item=None if raw_item is None else str(raw_item),
+                    user=None if raw_user is None else id_text("user", raw_user),
+                    item=None if raw_item is None else id_text("item", raw_item),
                     rating=_checked_rating(value),
                     features=_checked_features(names),
                 )
@@ -444,8 +472,32 @@ class GaVaMoEProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "user_id", "item_id"]
 
 
+def id_text(kind: str, raw: Any) -> str:
+    """
+    A raw id as text; whole numbers that arrive as floats, as beside an empty cell of a table, are whole numbers.
+
+    Raises:
+        `ValueError`: for what is no id, and for floats from 2^53 on, which are other numbers by now.
+    """
+    if isinstance(raw, str) and raw.strip():
+        return raw
+    if isinstance(raw, float) and raw.is_integer() and abs(raw) < 2**53:
+        return str(int(raw))
+    if isinstance(raw, int) and not isinstance(raw, bool):
+        return str(raw)
+    reason = (
+        ", of which the last digits are lost. Read the column as text or whole numbers"
+        if isinstance(raw, float) and raw.is_integer()
+        else ""
+    )
+    raise ValueError(
+        f"Expected each {kind} id as a non-empty string or a whole number, but got {repr(raw)[:100]} "
+        f"({type(raw).__name__}){reason}."
+    )
+
+
 def _is_list(value: Any) -> bool:
-    return not isinstance(value, str) and isinstance(value, Sequence | torch.Tensor)
+    return isinstance(value, list)
 
 
 def _checked_rating(value: Any) -> float | None:
@@ -469,4 +521,4 @@ def _checked_features(names: Any) -> list[str]:
 
 GaVaMoEProcessor.register_for_auto_class()
 
-__all__ = ["ITEM_TOKEN", "USER_TOKEN", "GaVaMoEProcessor", "PairRequest"]
+__all__ = ["ITEM_TOKEN", "USER_TOKEN", "GaVaMoEProcessor", "PairRequest", "id_text"]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from transformers.utils import ModelOutput
 
-from .configuration_gavamoe import POPULATION_ID
+from .configuration_gavamoe import POPULATION_ID, to_python
 
 # Kernels take another path for the last rows of a matrix that does not fill a block, and may then sum in another
 # order. With whole blocks alone, equal embeddings give equal ratings wherever they stand.
@@ -98,7 +98,7 @@ class GaVaMoERecommendationMixin:
 
     def _excluded_pairs(self, exclude: Any, batch_size: int, top_k: int) -> tuple[torch.LongTensor, torch.LongTensor]:
         """Rows and items of the pairs that may not be recommended, once enough items are known to be left."""
-        values = _as_list([] if exclude is None else exclude)
+        values = to_python([] if exclude is None else exclude)
         values = values if isinstance(values, list) else [values]
         if any(isinstance(value, list) for value in values):
             if len(values) != batch_size:
@@ -135,15 +135,6 @@ class GaVaMoERecommendationMixin:
                 f"{self.config.num_items - 1}. Look raw ids up with the checkpoint's processor."
             )
         return set(values)
-
-
-def _as_list(value: Any) -> Any:
-    """Collections as lists and tensors' and arrays' numbers as Python's own, at every level."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if isinstance(value, Collection) and not isinstance(value, str):
-        return [_as_list(element) for element in value]
-    return value
 
 
 __all__ = ["GaVaMoERecommendationMixin", "GaVaMoERecommendationOutput"]

@@ -5,6 +5,7 @@ Shapes: B pairs, E `vae_embedding_size`, D `latent_size`, K `num_clusters`, R nu
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -149,6 +150,8 @@ class GaVaMoERatingModel(PreTrainedModel):
     config_class = GaVaMoEConfig
     base_model_prefix = "rating_model"
     main_input_name = "user_id"
+    # Its attention is always torch's own; whatever a language model around it is asked to use, it takes
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(self, config: GaVaMoEConfig):
         super().__init__(config)
@@ -165,6 +168,29 @@ class GaVaMoERatingModel(PreTrainedModel):
         self.decoder_output = nn.Linear(config.vae_decoder_hidden_size, num_outputs)
         self.mixture = GaVaMoEGaussianMixture(config)
         self.post_init()
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "GaVaMoERatingModel":
+        """Moves as any module does, but in no lower precision than float32: `model.half()` keeps gates and ratings."""
+
+        def keep_precision(tensor: torch.Tensor) -> torch.Tensor:
+            moved = fn(tensor)
+            if tensor.is_floating_point() and moved.is_floating_point() and moved.element_size() < 4:
+                return tensor.to(moved.device, torch.float32)
+            return moved
+
+        return super()._apply(keep_precision, recurse)
+
+    def loaded_device(self) -> torch.device:
+        """
+        The device of the weights, which are here afterwards: accelerate's hooks bring offloaded weights in `forward`
+        alone, and the tables are looked up outside of it.
+        """
+        if self.population_user.is_meta:
+            for module in self.modules():
+                hook = getattr(module, "_hf_hook", None)
+                if hook is not None and any(tensor.is_meta for tensor in module.parameters(recurse=False)):
+                    hook.pre_forward(module)
+        return self.population_user.device
 
     def init_parallel_plans(self) -> None:
         """None: the config's plans are the decoder's, and every process keeps the whole rating model."""
@@ -191,6 +217,7 @@ class GaVaMoERatingModel(PreTrainedModel):
 
     def embed(self, user_id: torch.Tensor, item_id: torch.Tensor) -> torch.Tensor:
         """The embeddings of the pairs' users and items, `(batch_size, 2, vae_embedding_size)`."""
+        self.loaded_device()
         self.check_ids(user_id, item_id)
         user = self.user_embeddings(user_id.clamp(min=0))
         item = self.item_embeddings(item_id.clamp(min=0))
@@ -339,9 +366,15 @@ class GaVaMoERatingModel(PreTrainedModel):
         with torch.autocast(pair_embeddings.device.type, enabled=False):
             mean, log_variance = self.encode(pair_embeddings)
             logits = self.decode(mean)
+            predicted_rating = self.expected_rating(logits)
+            if not (torch.compiler.is_compiling() or mean.is_meta or predicted_rating.isfinite().all()):
+                raise ValueError(
+                    "Expected finite ratings, but the rating model predicts NaN or infinity: its weights are broken. "
+                    "Load another checkpoint, or train again with a lower learning rate."
+                )
             return GaVaMoERatingOutput(
                 rating_logits=logits,
-                predicted_rating=self.expected_rating(logits),
+                predicted_rating=predicted_rating,
                 cluster_posterior=self.mixture.log_posterior(mean).exp(),
                 latent_mean=mean,
                 latent_log_variance=log_variance,
