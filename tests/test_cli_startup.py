@@ -97,7 +97,8 @@ def test_names_in_the_process_of_the_command(tmp_path):
 
 
 def test_every_public_name_is_there():
-    assert sorted([*gavamoe_hf.auto.__all__, "__version__"]) == sorted(gavamoe_hf.__all__)
+    lazy = list(gavamoe_hf._LAZY)
+    assert sorted([*gavamoe_hf.auto.__all__, *lazy, "__version__"]) == sorted(gavamoe_hf.__all__)
     for name in gavamoe_hf.__all__:
         assert hasattr(gavamoe_hf, name)
     assert GaVaMoEProcessor is gavamoe_hf.auto.GaVaMoEProcessor

@@ -1,14 +1,19 @@
 """load_checkpoint: a checkpoint that lacks a file, or has a broken one, is named with it."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
-from references import spread_clusters, tiny_model
+from peft import LoraConfig
+from references import make_trainer, spread_clusters, tiny_model
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from gavamoe_hf import GaVaMoEProcessor, load_checkpoint
+from gavamoe_hf.export import export_standard
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +179,34 @@ def test_no_such_folder(tmp_path):
         load_checkpoint(str(tmp_path / "file"))
     with pytest.raises(FileNotFoundError, match=r"lacks config\.json"):
         load_checkpoint(str(tmp_path))
+
+
+def test_weights_are_as_readable_as_the_files_beside_them(tmp_path, monkeypatch, tiny, planted):
+    """safetensors writes files that their owner alone can read."""
+    processor, model = tiny
+    former = os.umask(0o022)
+    try:
+        model.save_pretrained(tmp_path / "whole")
+        model.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
+        model.rating_model.save_pretrained(tmp_path / "rating")
+        export_standard(model, processor, tmp_path / "export")
+        lora = LoraConfig(target_modules=["q_proj"], modules_to_save=["mlp.experts"])
+        for name, peft_config in (("full", None), ("adapter", lora)):
+            make_trainer(tiny, planted, tmp_path / "run", peft_config).save_model(str(tmp_path / name))
+    finally:
+        os.umask(former)
+    weights = list(tmp_path.rglob("*.safetensors"))
+    assert len(weights) >= 8 and {path.parent.name for path in weights} >= {"adapter", "full", "shards", "cluster_0"}
+    assert {oct(path.stat().st_mode & 0o777) for path in weights} == {"0o644"}
+
+
+def test_public_names_come_at_first_use():
+    """What the card promises is imported from the package itself, and the package alone brings no TRL."""
+    script = (
+        "import sys, gavamoe_hf; assert 'trl' not in sys.modules; "
+        "from gavamoe_hf import GaVaMoESFTConfig, GaVaMoESFTTrainer, RatingTrainer, load_records; "
+        "assert 'trl' in sys.modules; assert all(getattr(gavamoe_hf, name) for name in gavamoe_hf.__all__); "
+        "print(GaVaMoESFTTrainer.__module__)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "gavamoe_hf.training.sft_trainer"

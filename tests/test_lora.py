@@ -7,17 +7,23 @@ import shutil
 import pytest
 import torch
 from peft import LoraConfig
-from references import TINY_MODEL, guide_snippets, make_trainer, run_without_package, sft_arguments
+from references import TINY_MODEL, guide_snippets, make_trainer, run_without_package, sft_arguments, tiny_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gavamoe_hf import GaVaMoEForCausalLM, load_checkpoint
 from gavamoe_hf.cli.main import main
 from gavamoe_hf.loading import load_adapter
 from gavamoe_hf.training.building import ModelArguments, build_model
-from gavamoe_hf.training.lora import EXPERT_PARAMETERS, LoraArguments, lora_config, quantization_config
+from gavamoe_hf.training.lora import (
+    EXPERT_PARAMETERS,
+    LoraArguments,
+    check_widths,
+    lora_config,
+    quantization_config,
+)
 
 
 def config_of(tiny, folder, *, trainable_parts=None, **options):
@@ -265,7 +271,7 @@ def base(planted, tmp_path_factory):
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
+        hidden_size=64,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -355,6 +361,29 @@ def test_qlora(base, tmp_path):
     assert not torch.equal(
         state["model.layers.0.self_attn.q_proj.weight"], before["model.layers.0.self_attn.q_proj.weight"]
     )
+
+
+def test_layers_that_bitsandbytes_cannot_pack_everywhere():
+    """64 inputs and 32 outputs at once: on processors with AVX512-BF16 others fail, when they are first run."""
+    sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    check_widths(tiny_model(**sizes, shared_expert_intermediate_size=64))
+    for narrow, message in (
+        (tiny_model(**sizes, shared_expert_intermediate_size=48), r"0\.mlp\.shared_expert\.gate_proj has 64 and 48"),
+        (tiny_model(), r"model\.layers\.0\.self_attn\.q_proj has 32 and 32\. Leave"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_widths(narrow)
+
+
+def test_narrow_models_are_refused_before_stage_1(base, tmp_path, capsys):
+    pytest.importorskip("bitsandbytes", reason="needs the extra quantization")
+    config = LlamaConfig.from_pretrained(base / "base", hidden_size=32, head_dim=8)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "narrow")
+    AutoTokenizer.from_pretrained(base / "base").save_pretrained(tmp_path / "narrow")
+    options = ["--use_peft", "--load_in_4bit", "--base_model", str(tmp_path / "narrow")]
+    assert run(base, tmp_path / "run", *options) == 1
+    assert "of 32 outputs for `load_in_4bit`, but" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_qlora_keeps_the_rating_model_exact(tiny, planted, tmp_path):

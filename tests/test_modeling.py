@@ -394,7 +394,7 @@ def test_prompts_as_embeddings_are_refused(model):
     pair = {"user_id": torch.tensor([1]), "item_id": torch.tensor([2])}
     with pytest.raises(ValueError, match="Expected the prompt as `input_ids`, but got `inputs_embeds`"):
         model(inputs_embeds=embeds, **pair)
-    with pytest.raises(ValueError, match="`inputs_embeds` does not work .* Pass `input_ids`"):
+    with pytest.raises(ValueError, match=r"`inputs_embeds` does not work .* Pass `input_ids`"):
         model.generate(inputs_embeds=embeds, **pair, max_new_tokens=2)
     tuned = get_peft_model(copy.deepcopy(model), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     with pytest.raises(ValueError, match="use LoRA"):

@@ -1,12 +1,15 @@
 """Every option that transformers and TRL document: as on a Llama, or refused by name, and in the table of the docs."""
 
+import copy
 import inspect
 import re
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
 import torch
-from references import ITEM, PAD, USER, mixed_pairs, random_prompts, spread_clusters, tiny_model
+from references import ITEM, PAD, USER, mixed_pairs, random_prompts, sft_arguments, spread_clusters, tiny_model
+from safetensors.torch import load_file
 from transformers import (
     CompileConfig,
     GenerationConfig,
@@ -17,6 +20,10 @@ from transformers import (
     WatermarkingConfig,
 )
 from transformers.generation import MaxLengthCriteria
+from trl import SFTConfig, SFTTrainer
+
+from gavamoe_hf.training.sft_config import REFUSED_OPTIONS, GaVaMoESFTConfig
+from gavamoe_hf.training.sft_trainer import GaVaMoESFTTrainer, tokenize_records
 
 TABLE = (Path(__file__).parent.parent / "docs" / "options.md").read_text(encoding="utf-8")
 
@@ -184,3 +191,144 @@ def test_the_table_names_every_generation_option():
     }
     elsewhere |= {"max_matching_ngram_size", "negative_prompt_attention_mask"}
     assert as_on_a_llama - tested <= elsewhere
+
+
+# Values that are not the default, of what is refused when the config is made
+REFUSED_CONFIG = {
+    "packing": True,
+    "eval_packing": True,
+    "padding_free": True,
+    "completion_only_loss": False,
+    "assistant_only_loss": True,
+    "loss_type": "dft",
+    "label_smoothing_factor": 0.6,
+    "use_liger_kernel": True,
+    "chat_template_path": "template.jinja",
+    "dataset_text_field": "review",
+    "truncation_mode": "keep_end",
+    "eos_token": "</s>",
+    "pad_token": "<pad>",
+    "model_init_kwargs": {"dtype": "bfloat16"},
+    "batch_eval_metrics": True,
+    "include_for_metrics": ["loss"],
+}
+REFUSED_ARGUMENTS = {
+    "compute_loss_func": lambda outputs, labels, num_items_in_batch=None: 0,
+    "compute_metrics": lambda prediction: {},
+    "preprocess_logits_for_metrics": lambda logits, labels: logits,
+    "formatting_func": lambda record: "x",
+    "quantization_config": object(),
+}
+
+
+def test_the_table_names_every_training_option():
+    table = names_of("Training")
+    own = {option.name for option in fields(GaVaMoESFTConfig)} - {option.name for option in fields(SFTConfig)}
+    arguments = set(inspect.signature(SFTTrainer.__init__).parameters) - {"self", "model", "args"}
+    assert {option.name for option in fields(SFTConfig)} | arguments <= set(table)
+    assert not own & set(table)
+    refused = {name for name, said in table.items() if said.strip().startswith("refused")}
+    assert refused == set(REFUSED_CONFIG) | set(REFUSED_ARGUMENTS)
+    assert set(REFUSED_CONFIG) == set(REFUSED_OPTIONS)
+
+
+@pytest.mark.parametrize("name", REFUSED_CONFIG)
+def test_options_that_would_do_nothing_are_refused_in_the_config(tmp_path, name):
+    with pytest.raises(ValueError, match=rf"^`{name}` is .*, but .* Leave it out"):
+        sft_arguments(tmp_path, **{name: REFUSED_CONFIG[name]})
+    (default,) = (option.default for option in fields(GaVaMoESFTConfig) if option.name == name)
+    sft_arguments(tmp_path, **({} if default is MISSING else {name: default}))
+
+
+@pytest.mark.parametrize("name", REFUSED_ARGUMENTS)
+def test_arguments_that_would_do_nothing_are_refused_at_construction(tiny, planted, tmp_path, name):
+    processor, model = tiny
+    records = planted.records["train"].select(range(8))
+    with pytest.raises(ValueError, match=f"`{name}` would do nothing: "):
+        GaVaMoESFTTrainer(
+            model, sft_arguments(tmp_path), records, processor=processor, **{name: REFUSED_ARGUMENTS[name]}
+        )
+
+
+@pytest.fixture
+def trainer_of(tiny, planted, tmp_path):
+    """Makes a trainer of a tiny model on a few records."""
+    processor = tiny[0]
+    train = planted.records["train"].select(range(16))
+
+    def make(train=train, held_out=None, arguments=None, model=None, **options):
+        fixed = {"max_steps": 2, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+        args = sft_arguments(tmp_path, **{**fixed, **(arguments or {})})
+        model = copy.deepcopy(tiny[1]) if model is None else model
+        return GaVaMoESFTTrainer(model, args, train, held_out, processor=processor, **options)
+
+    return make
+
+
+@pytest.mark.parametrize("way", ["optimizers", "optimizer_cls_and_kwargs"])
+@pytest.mark.parametrize("rate", [0.0, 1e-2])
+def test_a_given_optimizer_is_used(trainer_of, tiny, way, rate):
+    """A learning rate of 0 moves nothing, another one does; of a class alone, the rating model has a tenth."""
+    model = copy.deepcopy(tiny[1])
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    given = {
+        "optimizers": (optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)),
+        "optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": rate}),
+    }
+    trainer = trainer_of(model=model, **{way: given[way]})
+    before = model.lm_head.weight.clone()
+    trainer.train()
+    assert torch.equal(model.lm_head.weight, before) == (rate == 0)
+    rates = {group["initial_lr"] for group in trainer.optimizer.param_groups}
+    assert rates == ({rate} if way == "optimizers" else {rate, 0.1 * rate})
+
+
+def test_records_wherever_the_trainer_takes_data(trainer_of, planted):
+    validation, test = (planted.records[split].select(range(6)) for split in ("validation", "test"))
+    trainer = trainer_of(held_out={"one": validation, "two": test})
+    scores = trainer.evaluate()
+    assert {"eval_one_nll", "eval_two_nll"} <= set(scores)
+    alone = trainer_of(held_out=validation)
+    assert alone.evaluate()["eval_nll"] == pytest.approx(scores["eval_one_nll"])
+    assert alone.evaluate(test)["eval_nll"] == pytest.approx(scores["eval_two_nll"])
+    assert alone.predict(test).metrics["test_loss"] == pytest.approx(alone.evaluate(test)["eval_loss"])
+    with pytest.raises(ValueError, match=r"among \['eval_one_nll', 'eval_two_nll'\] with several sets"):
+        best = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}
+        trainer_of(held_out={"one": validation, "two": test}, arguments=best)
+    with pytest.raises(TypeError, match=r"got DatasetDict\. Did you mean `records\[\"train\"\]`"):
+        trainer_of(planted.records)
+    with pytest.raises(TypeError, match="Expected `args` as a GaVaMoESFTConfig, but got SFTConfig"):
+        GaVaMoESFTTrainer(
+            trainer.model, SFTConfig("out", bf16=False, use_cpu=True), validation, processor=trainer.processor
+        )
+    with pytest.raises(TypeError, match="Expected `model` as a GaVaMoEForCausalLM, but got 'some/model'"):
+        GaVaMoESFTTrainer("some/model", trainer.args, validation, processor=trainer.processor)
+
+
+def test_a_stream_trains_as_the_same_records_in_order(trainer_of, planted):
+    train = planted.records["train"].select(range(16))
+    losses = []
+    for records in (train, train.to_iterable_dataset()):
+        in_order = {"train_sampling_strategy": "sequential", "feature_dropout": 0.0, "logging_steps": 1}
+        trainer = trainer_of(records, arguments=in_order)
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert len(losses[0]) == 2 and losses[0] == losses[1]
+    examples = tokenize_records(train.to_iterable_dataset(), trainer.processor, feature_dropout=0.5)
+    lengths = [[len(example["input_ids"]) for example in examples] for _ in range(2)]
+    whole = [len(example["input_ids"]) for example in tokenize_records(train, trainer.processor)]
+    # The same is dropped each time, and not from all
+    assert lengths[0] == lengths[1] and 4 < sum(a < b for a, b in zip(lengths[0], whole, strict=True)) < 12
+
+
+def test_a_training_that_diverges_ends_and_saves_nothing(trainer_of, tmp_path):
+    trainer = trainer_of(arguments={"save_strategy": "steps", "save_steps": 1, "max_steps": 4, "learning_rate": 1e30})
+    with pytest.raises(ValueError, match=r"The loss is .* after \d steps: the training has diverged|no longer finite"):
+        trainer.train()
+    for path in tmp_path.rglob("*.safetensors"):
+        assert all(value.isfinite().all() for value in load_file(path).values()), path
+    with torch.no_grad():
+        trainer.model.lm_head.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"no longer finite \("):
+        trainer.save_model(str(tmp_path / "never"))
+    assert not list((tmp_path / "never").glob("*.safetensors"))

@@ -40,12 +40,28 @@ if TYPE_CHECKING or not _is_command():
         GaVaMoERoutingReport,
         load_checkpoint,
     )
-else:
 
-    def __getattr__(name: str) -> Any:
-        if name not in __all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(".auto", __name__), name)
+if TYPE_CHECKING:
+    from .data import load_records
+    from .training.rating_trainer import RatingDataset, RatingTrainer, RatingTrainingArguments
+    from .training.sft_config import GaVaMoESFTConfig
+    from .training.sft_trainer import GaVaMoESFTTrainer
+
+# Imported at first use, as they bring TRL and more
+_LAZY = {
+    "GaVaMoESFTConfig": ".training.sft_config",
+    "GaVaMoESFTTrainer": ".training.sft_trainer",
+    "RatingDataset": ".training.rating_trainer",
+    "RatingTrainer": ".training.rating_trainer",
+    "RatingTrainingArguments": ".training.rating_trainer",
+    "load_records": ".data",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY.get(name, ".auto"), __name__), name)
 
 
 __all__ = [
@@ -63,6 +79,12 @@ __all__ = [
     "GaVaMoERatingOutput",
     "GaVaMoERecommendationOutput",
     "GaVaMoERoutingReport",
+    "GaVaMoESFTConfig",
+    "GaVaMoESFTTrainer",
+    "RatingDataset",
+    "RatingTrainer",
+    "RatingTrainingArguments",
     "__version__",
     "load_checkpoint",
+    "load_records",
 ]

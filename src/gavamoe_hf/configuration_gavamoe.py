@@ -3,7 +3,10 @@
 
 import itertools
 import math
+import os
+import stat
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -286,6 +289,14 @@ def to_python(value: Any) -> Any:
     return value
 
 
+def share_weights(folder: str | os.PathLike[str]) -> None:
+    """Makes the weights in a folder as readable as the JSON beside them; safetensors leaves them to their owner."""
+    folder = Path(folder)
+    for beside in itertools.islice(sorted(folder.glob("*.json")), 1):
+        for weights in folder.glob("*.safetensors"):
+            weights.chmod(stat.S_IMODE(beside.stat().st_mode))
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
@@ -301,4 +312,4 @@ def _require_format(version: Any) -> None:
 
 GaVaMoEConfig.register_for_auto_class()
 
-__all__ = ["POPULATION_ID", "GaVaMoEConfig", "to_python"]
+__all__ = ["POPULATION_ID", "GaVaMoEConfig", "share_weights", "to_python"]

@@ -31,7 +31,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import OutputRecorder
 
-from .configuration_gavamoe import GaVaMoEConfig
+from .configuration_gavamoe import GaVaMoEConfig, share_weights
 from .experts_gavamoe import SORTED_MM
 from .fold_in_gavamoe import GaVaMoEFoldInMixin
 from .generation_gavamoe import GaVaMoEGenerationMixin
@@ -520,6 +520,7 @@ class GaVaMoEForCausalLM(
             implementation = f"pipeline_gavamoe.{ExplainableRecommendationPipeline.__name__}"
             self.config.custom_pipelines = {TASK: {"impl": implementation, "pt": ["AutoModelForCausalLM"]}}
             super().save_pretrained(save_directory, *args, **kwargs)
+            share_weights(save_directory)
         finally:
             self.__class__ = sharded_class
 

@@ -7,6 +7,7 @@ Shapes: B pairs, E `vae_embedding_size`, D `latent_size`, K `num_clusters`, R nu
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .configuration_gavamoe import POPULATION_ID, GaVaMoEConfig
+from .configuration_gavamoe import POPULATION_ID, GaVaMoEConfig, share_weights
 
 # Log variances are kept in this range so that neither exp() nor its inverse overflows in float32.
 _MIN_LOG_VARIANCE, _MAX_LOG_VARIANCE = -12.0, 8.0
@@ -191,6 +192,11 @@ class GaVaMoERatingModel(PreTrainedModel):
                 if hook is not None and any(tensor.is_meta for tensor in module.parameters(recurse=False)):
                     hook.pre_forward(module)
         return self.population_user.device
+
+    def save_pretrained(self, save_directory: Any, *args, **kwargs) -> None:
+        """[`~transformers.PreTrainedModel.save_pretrained`], its weights as readable as its config."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        share_weights(save_directory)
 
     def init_parallel_plans(self) -> None:
         """None: the config's plans are the decoder's, and every process keeps the whole rating model."""

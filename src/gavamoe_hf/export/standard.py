@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import LlamaConfig, MixtralConfig, PreTrainedConfig, PreTrainedTokenizerBase, Qwen2MoeConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from ..configuration_gavamoe import POPULATION_ID, GaVaMoEConfig
+from ..configuration_gavamoe import POPULATION_ID, GaVaMoEConfig, share_weights
 from ..evaluation.predict import predict_pairs, write_json, write_text
 from .readme import readme
 from .router import ROUTER_FILE, ROUTER_FOLDER, pair_token
@@ -97,6 +97,8 @@ def export_standard(
             _write_gates(gate_tensors(model, layout, architecture, cluster), index, folder / name)
         _write_router(model, processor, names, folder, max_table_pairs)
         write_text(folder / "README.md", readme(names, architecture, model.config, (folder / TABLE_FILE).is_file()))
+        for part in (folder, *folder.iterdir()):
+            share_weights(part)
         os.replace(folder, output_dir)
     return [output_dir / name for name in names]
 

@@ -13,7 +13,7 @@ from ..configuration_gavamoe import GaVaMoEConfig
 from ..processing_gavamoe import GaVaMoEProcessor
 from ..upcycling_gavamoe import count_parameters
 from .building import ModelArguments, build_config, build_processor
-from .lora import LoraArguments, lora_config, untrained_model
+from .lora import LoraArguments, check_widths, lora_config, untrained_model
 from .pipeline import DataArguments, check_output_dir, is_resumed, read_data, torch_dtype_of
 from .sft_config import GaVaMoESFTConfig
 from .sft_trainer import tokenize_records
@@ -47,6 +47,8 @@ def describe_run(
     config = build_config(processor, model_args, data_args.rating_levels)
     peft_config = lora_config(lora_args, sft_args, config)
     model = untrained_model(config, torch_dtype_of(model_args, lora_args), sft_args, peft_config)
+    if lora_args.load_in_4bit:
+        check_widths(model)
     sample = tokenize_records(train.select(range(min(_SAMPLE, len(train)))), processor, sft_args.max_length)
     batch = sample.select(range(min(sft_args.per_device_train_batch_size, len(sample))))
     lengths = [len(ids) for ids in sample["input_ids"]]

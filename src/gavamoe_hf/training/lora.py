@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -161,6 +162,25 @@ def quantization_config(args: LoraArguments, trained_in_full: Iterable[str], dty
         # The names of what they hold, from the start
         llm_int8_skip_modules=["lm_head", *(rf".*\.{name}" for name in {"rating_model", *trained_in_full})],
     )
+
+
+def check_widths(model: torch.nn.Module) -> None:
+    """
+    Refuses a model for 4 bits whose layers bitsandbytes cannot pack on every processor: on one with AVX512-BF16 it
+    takes 64 inputs and 32 outputs at once and fails for others, when they are first run. The same on all processors, so
+    that it does not depend on the machine whether a run works.
+
+    Raises:
+        `ValueError`: naming the first such layer.
+    """
+    for name, layer in model.named_modules():
+        if not isinstance(layer, torch.nn.Linear) or not re.search(r"\.layers\.\d+\.(self_attn|mlp)\.", name):
+            continue
+        if layer.in_features % 64 or layer.out_features % 32:
+            raise ValueError(
+                f"Expected layers with a multiple of 64 inputs and of 32 outputs for `load_in_4bit`, but {name} has "
+                f"{layer.in_features} and {layer.out_features}. Leave `load_in_4bit` out."
+            )
 
 
 def check_experts_are_trained(model: torch.nn.Module, trainable_parts: list[str] | None) -> None:

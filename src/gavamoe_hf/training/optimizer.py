@@ -13,7 +13,8 @@ def grouped_optimizer(
     trainer: Trainer, model: torch.nn.Module, lr_scale: Callable[[str], float]
 ) -> torch.optim.Optimizer:
     """
-    The trainer's own optimizer class, with its weight decay, and the learning rate scaled by parameter.
+    The trainer's own optimizer class, or the one that it was given, with its weight decay, and the learning rate scaled
+    by parameter.
 
     Args:
         trainer ([`~transformers.Trainer`]): Says class, options, learning rate, and which parameters decay.
@@ -25,12 +26,15 @@ def grouped_optimizer(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups[lr_scale(name), name in decayed].append(parameter)
-    optimizer_class, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
+    optimizer_class, options = trainer.optimizer_cls_and_kwargs or trainer.get_optimizer_cls_and_kwargs(
+        trainer.args, model
+    )
+    learning_rate = options.get("lr", trainer.args.learning_rate)
     return optimizer_class(
         [
             {
                 "params": parameters,
-                "lr": trainer.args.learning_rate * scale,
+                "lr": learning_rate * scale,
                 "weight_decay": trainer.args.weight_decay if is_decayed else 0.0,
             }
             for (scale, is_decayed), parameters in groups.items()

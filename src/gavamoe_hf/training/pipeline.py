@@ -48,7 +48,7 @@ from ..upcycling_gavamoe import count_parameters
 from ..vae_gmm_gavamoe import GaVaMoERatingModel
 from .building import ModelArguments, build_model, build_processor
 from .launch import in_one_process, wait_for_file
-from .lora import LoraArguments, lora_config, quantization_config, untrained_model
+from .lora import LoraArguments, check_widths, lora_config, quantization_config, untrained_model
 from .rating_trainer import RatingDataset, RatingTrainer, RatingTrainingArguments
 from .resume import last_complete_checkpoint
 from .sft_config import GaVaMoESFTConfig
@@ -236,6 +236,8 @@ def run_training(
     peft_config = lora_config(lora_args, sft_args, model.config)
     if peft_config is not None:
         untrained_model(model.config, model.dtype, sft_args, peft_config)
+        if lora_args.load_in_4bit:
+            check_widths(model)
     examples = {
         split: prepare_examples(records[split], processor, sft_args, is_training=split == "train")
         for split in ("train", "validation")

@@ -22,6 +22,19 @@ _SIZES = {
 }
 
 
+@torch.no_grad()
+def check_finite(model: torch.nn.Module) -> None:
+    """Raises `ValueError` for weights that hold NaN or infinity, before they are saved."""
+    broken = [
+        name for name, value in model.named_parameters() if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if broken:
+        raise ValueError(
+            f"The weights are no longer finite ({broken[0]} and {len(broken) - 1} more): the training has diverged, "
+            "and they are not saved. Lower the learning rate."
+        )
+
+
 def last_complete_checkpoint(folder: Path) -> str | None:
     """
     The newest `checkpoint-STEP` of a trainer's folder that was written whole, or `None`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from trl import SFTConfig
@@ -20,6 +20,29 @@ TRAINABLE_PARTS = {
     "norms": ("input_layernorm", "post_attention_layernorm", "model.norm"),
     "lm_head": ("lm_head",),
 }
+
+
+# Options of TRL and transformers that would do nothing here, or something else than they say, and why
+REFUSED_OPTIONS = {
+    "packing": "it joins samples into one row, but each sample needs its own gate",
+    "eval_packing": "it joins samples into one row, but each sample needs its own gate",
+    "padding_free": "it joins samples into one row, but each sample needs its own gate",
+    "completion_only_loss": "explanation tokens alone are scored, as in eq. 13",
+    "assistant_only_loss": "records hold no conversations; explanation tokens alone are scored",
+    "loss_type": "the loss is that of eq. 13",
+    "label_smoothing_factor": "the loss is that of eq. 13",
+    "use_liger_kernel": "its fused loss would leave out the ELBO",
+    "chat_template_path": "the prompt is the processor's: set its `chat_template`",
+    "dataset_text_field": "records have columns of their own, see `gavamoe_hf.load_records`",
+    "truncation_mode": "the end of the explanation is cut, never the prompt",
+    "eos_token": "the processor's tokenizer has it",
+    "pad_token": "the processor's tokenizer has it",
+    "model_init_kwargs": "the trainer takes a model, not its name",
+    "batch_eval_metrics": "it belongs to `compute_metrics`, which needs logits that are never made",
+    "include_for_metrics": "it belongs to `compute_metrics`, which needs logits that are never made",
+}
+# What leaves an option as it is: its default, and what says the same
+_UNSET = {"completion_only_loss": (None, True), "include_for_metrics": (None, []), "eval_packing": (None, False)}
 
 
 @dataclass
@@ -79,6 +102,11 @@ class GaVaMoESFTConfig(SFTConfig):
     def __post_init__(self):
         if self.bf16 is None and not self.fp16:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        # Before TRL, which warns of some, and derives others from them
+        defaults = {option.name: option.default for option in fields(self)}
+        for name, reason in REFUSED_OPTIONS.items():
+            if getattr(self, name) not in _UNSET.get(name, (defaults[name],)):
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}, but {reason}. Leave it out.")
         super().__post_init__()
         if self.alpha is not None and not 0 <= self.alpha <= 1:
             raise ValueError(f"`alpha` must be in [0, 1], got {self.alpha}.")
@@ -87,8 +115,3 @@ class GaVaMoESFTConfig(SFTConfig):
         unknown = [part for part in self.trainable_parts or [] if part not in TRAINABLE_PARTS]
         if unknown:
             raise ValueError(f"Expected `trainable_parts` among {list(TRAINABLE_PARTS)}, but got {unknown}.")
-        for name in ("packing", "padding_free"):
-            if getattr(self, name):
-                raise ValueError(
-                    f"`{name}` joins samples into one row, but each sample needs its own gate. Leave it off."
-                )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections import defaultdict
 from pathlib import Path
@@ -10,14 +11,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from trl import SFTTrainer
 
+from ..configuration_gavamoe import share_weights
 from ..data.collator import ExplanationCollator
 from ..processing_gavamoe import GaVaMoEProcessor
 from .lora import check_experts_are_trained, freeze_parts, use_full_precision
 from .optimizer import grouped_optimizer
-from .resume import check_fits
+from .resume import check_finite, check_fits
 from .sft_config import GaVaMoESFTConfig
 from .token_loss import score_tokens
 
@@ -27,22 +29,36 @@ RECORD_COLUMNS = ("user", "item", "rating", "feature", "explanation")
 EXAMPLE_COLUMNS = ("input_ids", "labels", "user_id", "item_id", "rating")
 
 
+# Arguments of TRL's trainer that would be taken and do nothing, and what to do instead
+_REFUSED_ARGUMENTS = {
+    "compute_loss_func": "the loss is that of eq. 13: subclass the trainer and override `compute_loss`",
+    "compute_metrics": "explanation tokens alone are scored, so that there are no logits of whole sequences: score "
+    "generated explanations with `gavamoe_hf.evaluation`",
+    "preprocess_logits_for_metrics": "it belongs to `compute_metrics`, which needs logits that are never made",
+    "formatting_func": "the prompt is the processor's: change its `prompt_template`",
+    "quantization_config": "the model is loaded already: pass it to `from_pretrained`",
+}
+
+
 def tokenize_records(
-    records: Dataset,
+    records: Dataset | IterableDataset,
     processor: GaVaMoEProcessor,
     max_length: int | None = 180,
     feature_dropout: float = 0.0,
     seed: int = 0,
-) -> Dataset:
+    num_proc: int | None = None,
+) -> Dataset | IterableDataset:
     """
     Training examples from records.
 
     Args:
-        records ([`~datasets.Dataset`]): Columns user, item, rating, feature (a list) and explanation.
+        records ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Columns user, item, rating, feature (a list) and explanation. A stream is read as it goes.
         processor ([`GaVaMoEProcessor`]): Knows the ids and the prompt.
         max_length (`int`, *optional*, defaults to 180): Tokens to which prompt and explanation together are cut.
         feature_dropout (`float`, *optional*, defaults to 0.0): Share of the records whose prompt names no feature.
         seed (`int`, *optional*, defaults to 0): Seed of that choice.
+        num_proc (`int`, *optional*): Processes, where records are no stream.
 
     Returns:
         [`~datasets.Dataset`] with the columns input_ids, labels, user_id, item_id and rating.
@@ -50,31 +66,50 @@ def tokenize_records(
     Raises:
         `ValueError`: for missing columns, an id that is not known, or a prompt longer than `max_length`.
     """
-    missing = [column for column in RECORD_COLUMNS if column not in records.column_names]
+    names = _column_names(records)
+    missing = [column for column in RECORD_COLUMNS if column not in names]
     if missing:
         raise ValueError(
-            f"Expected records with the columns {list(RECORD_COLUMNS)}, but {missing} are missing from "
-            f"{records.column_names}. Load them with `gavamoe_hf.data.load_records`."
+            f"Expected records with the columns {list(RECORD_COLUMNS)}, but {missing} are missing from {names}. Load "
+            "them with `gavamoe_hf.load_records`."
         )
-    draw = random.Random(seed)
-    keep_features = [draw.random() >= feature_dropout for _ in range(len(records))]
+    is_stream = isinstance(records, IterableDataset)
+    generator = random.Random(seed)
+    drawn = [] if is_stream else [generator.random() for _ in range(len(records))]
 
     def encode(record: dict[str, Any], index: int) -> dict[str, Any]:
-        features = record["feature"] if keep_features[index] else []
+        # A stream may be begun again: what is dropped depends on the place of a record alone
+        draw = random.Random(f"{seed}-{index}").random() if is_stream else drawn[index]
+        features = record["feature"] if draw >= feature_dropout else []
         return processor.encode_record(
             record["user"], record["item"], record["rating"], features, record["explanation"], max_length
         )
 
-    return records.map(encode, with_indices=True, remove_columns=records.column_names, desc="Tokenizing records")
+    options: dict[str, Any] = {} if is_stream else {"desc": "Tokenizing records", "num_proc": num_proc}
+    return records.map(encode, with_indices=True, remove_columns=names, **options)
+
+
+def _column_names(dataset: Dataset | IterableDataset) -> list[str]:
+    # A stream need not know them before its first row
+    return list(dataset.column_names or next(iter(dataset), {}))
 
 
 def prepare_examples(
-    dataset: Dataset | None, processor: GaVaMoEProcessor, args: GaVaMoESFTConfig, is_training: bool = True
-) -> Dataset | None:
+    dataset: Dataset | IterableDataset | None,
+    processor: GaVaMoEProcessor,
+    args: GaVaMoESFTConfig,
+    is_training: bool = True,
+) -> Dataset | IterableDataset | None:
     """Training or validation examples as [`GaVaMoESFTTrainer`] makes them of records; what is tokenised stays."""
-    if dataset is None or "input_ids" in dataset.column_names:
-        return dataset
-    return tokenize_records(dataset, processor, args.max_length, args.feature_dropout * is_training, args.seed)
+    if dataset is None:
+        return None
+    if not isinstance(dataset, Dataset | IterableDataset):
+        hint = ' Did you mean `records["train"]`?' if isinstance(dataset, DatasetDict | IterableDatasetDict) else ""
+        raise TypeError(f"Expected records as a Dataset or IterableDataset, but got {type(dataset).__name__}.{hint}")
+    if "input_ids" not in _column_names(dataset):
+        dropout = args.feature_dropout * is_training
+        dataset = tokenize_records(dataset, processor, args.max_length, dropout, args.seed, args.dataset_num_proc)
+    return dataset.shuffle(seed=args.seed) if is_training and args.shuffle_dataset else dataset
 
 
 def set_loss_weights(model: Any, args: GaVaMoESFTConfig) -> None:
@@ -83,6 +118,27 @@ def set_loss_weights(model: Any, args: GaVaMoESFTConfig) -> None:
     config.alpha = config.alpha if args.alpha is None else args.alpha
     config.beta = config.beta if args.beta is None else args.beta
     model.rating_model.config.beta = config.beta
+
+
+def _check_arguments(model: Any, args: Any, eval_dataset: Any, arguments: dict[str, Any]) -> None:
+    """Raises where an argument of the trainer is of another kind, or would be taken and do nothing."""
+    if not isinstance(args, GaVaMoESFTConfig):
+        raise TypeError(f"Expected `args` as a GaVaMoESFTConfig, but got {type(args).__name__}.")
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(
+            f"Expected `model` as a GaVaMoEForCausalLM, but got {model!r:.100}. Load it with `load_checkpoint` or "
+            "`from_pretrained`."
+        )
+    for name, reason in _REFUSED_ARGUMENTS.items():
+        if arguments.get(name) is not None:
+            raise ValueError(f"`{name}` would do nothing: {reason}.")
+    best = args.metric_for_best_model
+    if isinstance(eval_dataset, dict) and args.load_best_model_at_end and best == "eval_nll":
+        names = [f"eval_{name}_nll" for name in eval_dataset]
+        raise ValueError(
+            f"Expected `metric_for_best_model` among {names} with several sets for validation, but got {best!r}. Name "
+            "the one that chooses the checkpoint, or set `load_best_model_at_end=False`."
+        )
 
 
 class GaVaMoESFTTrainer(SFTTrainer):
@@ -96,10 +152,16 @@ class GaVaMoESFTTrainer(SFTTrainer):
     Args:
         model ([`GaVaMoEForCausalLM`]): The model, its rating model trained by [`RatingTrainer`].
         args ([`GaVaMoESFTConfig`]): Arguments.
-        train_dataset ([`~datasets.Dataset`]): Records, or examples from [`tokenize_records`].
-        eval_dataset ([`~datasets.Dataset`], *optional*): The same for validation.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Records, or examples from [`tokenize_records`]; a stream needs `max_steps`.
+        eval_dataset (the same, or a `dict` of several, *optional*): The same for validation. `evaluate` and `predict`
+            take records or examples as well.
         processor ([`GaVaMoEProcessor`]): Saved with every checkpoint.
-        kwargs: everything else that [`~trl.SFTTrainer`] takes, `peft_config` among it.
+        kwargs: what else [`~trl.SFTTrainer`] takes, `peft_config` and `optimizers` among it.
+
+    Raises:
+        `ValueError`: for arguments that would do nothing here (docs/options.md), and for a training that diverges.
+        `TypeError`: for a model, arguments, records or a processor of another kind.
     """
 
     def __init__(
@@ -111,6 +173,7 @@ class GaVaMoESFTTrainer(SFTTrainer):
         processor: GaVaMoEProcessor | None = None,
         **kwargs: Any,
     ):
+        _check_arguments(model, args, eval_dataset, kwargs)
         processor = kwargs.pop("processing_class", None) if processor is None else processor
         if not hasattr(processor, "encode_record"):
             raise TypeError(f"Expected `processor` as a GaVaMoEProcessor, but got {type(processor).__name__}.")
@@ -121,7 +184,7 @@ class GaVaMoESFTTrainer(SFTTrainer):
             logger.warning("Using one of %d GPUs. `accelerate launch` uses all.", args.n_gpu)
             args._n_gpu = 1
         train_dataset = prepare_examples(train_dataset, processor, args)
-        eval_dataset = prepare_examples(eval_dataset, processor, args, is_training=False)
+        eval_dataset = self._held_out(eval_dataset, args)
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
         freeze_parts(model, args.trainable_parts)
         config = model.config
@@ -133,7 +196,8 @@ class GaVaMoESFTTrainer(SFTTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
-            data_collator=ExplanationCollator(tokenizer.pad_token_id, args.pad_to_multiple_of),
+            data_collator=kwargs.pop("data_collator", None)
+            or ExplanationCollator(tokenizer.pad_token_id, args.pad_to_multiple_of),
             **kwargs,
         )
         check_experts_are_trained(self.model, args.trainable_parts)
@@ -147,8 +211,17 @@ class GaVaMoESFTTrainer(SFTTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = list(EXAMPLE_COLUMNS)
 
+    def _held_out(self, dataset: Any, args: GaVaMoESFTConfig | None = None) -> Any:
+        """Examples of records, or of each of several sets of them, to evaluate or predict."""
+        args = self.args if args is None else args
+        if isinstance(dataset, dict):
+            return {name: prepare_examples(part, self.processor, args, False) for name, part in dataset.items()}
+        return prepare_examples(dataset, self.processor, args, is_training=False)
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW, the rating model at a learning rate of its own."""
+        """AdamW, or what the trainer was given, the rating model at a learning rate of its own."""
+        if self.optimizer is not None:
+            return self.optimizer
         scale = self.args.rating_learning_rate_scale
         model = self.model if model is None else model
         self.optimizer = grouped_optimizer(self, model, lambda name: scale if ".rating_model." in name else 1.0)
@@ -162,10 +235,7 @@ class GaVaMoESFTTrainer(SFTTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         if return_outputs:
-            raise ValueError(
-                "Only explanation tokens are scored, so there are no logits of whole sequences to return. Leave out "
-                "`compute_metrics` and score generated explanations with `gavamoe_hf.evaluation` instead."
-            )
+            raise ValueError(f"`compute_loss` returns no outputs: {_REFUSED_ARGUMENTS['compute_metrics']}.")
         next_labels = F.pad(inputs["labels"][:, 1:], (0, 1), value=-100)  # [B, T]
         is_scored = next_labels != -100
         model_inputs = {name: value for name, value in inputs.items() if name != "labels"}
@@ -209,6 +279,11 @@ class GaVaMoESFTTrainer(SFTTrainer):
         # Summed by record: the last batch of several processes repeats records, which are told by their place in it
         local = scores.new_zeros(len(inputs["labels"]), 4).index_add_(0, rows, scores)
         totals = self.accelerator.gather_for_metrics(local).sum(dim=0).tolist()
+        if not math.isfinite(totals[0]):
+            raise ValueError(
+                f"The loss is {totals[0]} after {self.state.global_step} steps: the training has diverged, and nothing "
+                "of it is saved. Lower `learning_rate` or `max_grad_norm`, or train in float32."
+            )
         count = max(totals[3], 1.0)
         self._nll_totals[mode][0] += totals[0]
         self._nll_totals[mode][1] += count
@@ -239,16 +314,33 @@ class GaVaMoESFTTrainer(SFTTrainer):
             self._metrics[mode]["nll"] = [nll_sum / count]
         super().log(logs, start_time)
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().predict(self._held_out(test_dataset), *args, **kwargs)
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        # There are no logits of whole sequences to predict from
+        return super().prediction_step(model, inputs, True, ignore_keys)
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        if not isinstance(eval_dataset, str):
+            eval_dataset = self._held_out(eval_dataset)
         # TRL adds its metrics to the log alone; the best epoch is chosen by what this returns
-        metrics = super().evaluate(*args, **kwargs)
-        return {**{k: v for k, v in self.state.log_history[-1].items() if k.startswith("eval_")}, **metrics}
+        metrics = super().evaluate(eval_dataset, *args, **kwargs)
+        logged = self.state.log_history[-1]
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        for name in [name for name in logged if name.startswith("eval_") and not name.startswith(f"{prefix}_")]:
+            # One of several sets, whose name TRL does not put before its own metrics
+            logged[prefix + name.removeprefix("eval")] = logged.pop(name)
+        return {**{name: value for name, value in logged.items() if name.startswith("eval_")}, **metrics}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         check_fits(Path(resume_from_checkpoint), self.model if model is None else model)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        check_finite(self.model)
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            self.processor.save_pretrained(str(Path(self.args.output_dir if output_dir is None else output_dir)))
+            folder = str(Path(self.args.output_dir if output_dir is None else output_dir))
+            self.processor.save_pretrained(folder)
+            share_weights(folder)
