@@ -111,7 +111,9 @@ class GaVaMoEUpcyclingMixin:
         hub |= {"token": token, "cache_dir": cache_dir}
         if gguf_file is not None and isinstance(base, str | os.PathLike):
             read_llama_config(base, gguf_file, **hub)
-            base = LlamaForCausalLM.from_pretrained(base, gguf_file=gguf_file, dtype=dtype or "auto", **hub)
+            base = LlamaForCausalLM.from_pretrained(
+                base, gguf_file=gguf_file, dtype=dtype or "auto", trust_remote_code=False, **hub
+            )
         if isinstance(base, str | os.PathLike):
             base_config, files = read_llama_config(base, **hub), _weight_files(base, hub)
             tensors, generation_config = _read_tensors(files), _generation_config(base, hub)

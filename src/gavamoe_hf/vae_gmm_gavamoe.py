@@ -373,15 +373,18 @@ class GaVaMoERatingModel(PreTrainedModel):
             mean, log_variance = self.encode(pair_embeddings)
             logits = self.decode(mean)
             predicted_rating = self.expected_rating(logits)
-            if not (torch.compiler.is_compiling() or mean.is_meta or predicted_rating.isfinite().all()):
+            posterior = self.mixture.log_posterior(mean).exp()
+            is_finite = predicted_rating.isfinite() & posterior.isfinite().all(dim=-1)
+            if not (torch.compiler.is_compiling() or mean.is_meta or is_finite.all()):
                 raise ValueError(
-                    "Expected finite ratings, but the rating model predicts NaN or infinity: its weights are broken. "
-                    "Load another checkpoint, or train again with a lower learning rate."
+                    f"Expected ratings and clusters that are numbers, but those of {(~is_finite).sum()} of "
+                    f"{len(is_finite)} pairs are NaN or infinite: the rating model's weights are broken. Load another "
+                    "checkpoint, or train again with a lower learning rate."
                 )
             return GaVaMoERatingOutput(
                 rating_logits=logits,
                 predicted_rating=predicted_rating,
-                cluster_posterior=self.mixture.log_posterior(mean).exp(),
+                cluster_posterior=posterior,
                 latent_mean=mean,
                 latent_log_variance=log_variance,
             )

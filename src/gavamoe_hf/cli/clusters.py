@@ -98,14 +98,17 @@ def _names(paths: list[str]) -> dict[str, str]:
 
 
 def _load(path: str) -> tuple[GaVaMoERatingModel, GaVaMoEProcessor]:
-    from ..loading import load_checkpoint
+    from ..loading import check_checkpoint, load_checkpoint
     from ..processing_gavamoe import GaVaMoEProcessor
     from ..vae_gmm_gavamoe import GaVaMoERatingModel
 
     config = Path(path) / "config.json"
     # Among its architectures; a file that is not JSON is named by `load_checkpoint`
     if config.is_file() and '"GaVaMoERatingModel"' in config.read_text(encoding="utf-8"):
-        return GaVaMoERatingModel.from_pretrained(path).eval(), GaVaMoEProcessor.from_pretrained(path)
+        check_checkpoint(Path(path), ("config.json", "processor_config.json", "model.safetensors"))
+        no_code = {"trust_remote_code": False}
+        model = GaVaMoERatingModel.from_pretrained(path, **no_code).eval()
+        return model, GaVaMoEProcessor.from_pretrained(path, **no_code)
     model, processor = load_checkpoint(path)
     return model.rating_model, processor
 

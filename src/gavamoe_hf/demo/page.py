@@ -89,6 +89,8 @@ def launch_page(blocks: gr.Blocks, **kwargs: Any) -> Any:
         "pwa": False,
         "enable_monitoring": False,
         "run_history": False,
+        # Nobody has a file to give: without a bound, the route that takes uploads keeps whatever anybody sends
+        "max_file_size": 1,
     }
     return blocks.launch(**{**options, **kwargs})
 

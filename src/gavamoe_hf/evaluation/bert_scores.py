@@ -59,8 +59,8 @@ class BertScorer:
 
         self.name = _known_name(model, model2layers)
         try:
-            encoder = AutoModel.from_pretrained(model)
-            self._tokenizer = AutoTokenizer.from_pretrained(model)
+            encoder = AutoModel.from_pretrained(model, trust_remote_code=False)
+            self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         except OSError as error:
             raise OSError(
                 f"Expected a folder or a Hub id of an encoder for BERTScore, but could not load {model!r}: {error}"

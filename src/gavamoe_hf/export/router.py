@@ -68,9 +68,11 @@ class ExportedRouter:
                 f"Expected the folder of an export, but {folder} has no {ROUTER_FILE}. Write one with `gavamoe export`."
             )
         self.settings: dict[str, Any] = json.loads((folder / ROUTER_FILE).read_text(encoding="utf-8"))
-        self.processor = GaVaMoEProcessor.from_pretrained(folder / ROUTER_FOLDER)
-        self.rating_model = GaVaMoERatingModel.from_pretrained(folder / ROUTER_FOLDER).eval()
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder / self.settings["clusters"][0])
+        no_code = {"trust_remote_code": False}
+        self.processor = GaVaMoEProcessor.from_pretrained(folder / ROUTER_FOLDER, **no_code)
+        self.rating_model = GaVaMoERatingModel.from_pretrained(folder / ROUTER_FOLDER, **no_code).eval()
+        first = folder / self.settings["clusters"][0]
+        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(first, **no_code)
 
     def request(
         self,

@@ -171,7 +171,7 @@ def _base_tokenizer(base_model: str, gguf_file: str | None) -> PreTrainedTokeniz
     """The base model's tokenizer with the placeholder tokens, which has to fit the base model's vocabulary."""
     config = read_llama_config(base_model, gguf_file)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base_model, gguf_file=gguf_file)
+        tokenizer = AutoTokenizer.from_pretrained(base_model, gguf_file=gguf_file, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"Expected the base model {base_model!r} to have a tokenizer (tokenizer.json and tokenizer_config.json), "

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, make_dataclass
 from enum import Enum
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -37,8 +38,9 @@ from ..evaluation.predict import (
     predict_records,
     write_json,
     write_json_lines,
+    write_text,
 )
-from ..hub import push_checkpoint
+from ..hub import hub_errors, push_checkpoint
 from ..loading import load_adapter
 from ..model_card import CARD_FILE, is_unedited_card, model_card, write_model_card
 from ..modeling_gavamoe import GaVaMoEForCausalLM
@@ -277,7 +279,10 @@ def run_training(
 def hub_repository(sft_args: GaVaMoESFTConfig) -> str:
     """Id of the repository that a run is pushed to, created if it is not there."""
     name = sft_args.hub_model_id or Path(sft_args.output_dir).resolve().name
-    return create_repo(name, private=sft_args.hub_private_repo, token=sft_args.hub_token, exist_ok=True).repo_id
+    with hub_errors(
+        "Nothing has been trained. Leave `push_to_hub` out and push later, or log in with `hf auth login`."
+    ):
+        return create_repo(name, private=sft_args.hub_private_repo, token=sft_args.hub_token, exist_ok=True).repo_id
 
 
 def push_run(output_dir: Path, hub_id: str, sft_args: GaVaMoESFTConfig) -> None:
@@ -285,10 +290,7 @@ def push_run(output_dir: Path, hub_id: str, sft_args: GaVaMoESFTConfig) -> None:
     try:
         commit = push_checkpoint(output_dir, hub_id, token=sft_args.hub_token, revision=sft_args.hub_revision)
     except OSError as error:
-        raise ConnectionError(
-            f"The run is complete in {output_dir}, but it could not be pushed: {error} Try again with "
-            f'`gavamoe_hf.hub.push_checkpoint("{output_dir}", "{hub_id}")`.'
-        ) from error
+        raise ConnectionError(f"The run is complete in {output_dir}, but it could not be pushed. {error}") from error
     logger.info("Pushed to %s: %s", hub_id, commit.commit_url)
 
 
@@ -509,6 +511,9 @@ def save_checkpoint(model: GaVaMoEForCausalLM, processor: GaVaMoEProcessor, outp
     beside.mkdir(parents=True)
     model.save_pretrained(beside)
     processor.save_pretrained(str(beside))
+    # For those who load the checkpoint without this package
+    needed = [line for line in requires("gavamoe-hf") or [] if line.startswith(("torch", "transformers"))]
+    write_text(beside / "requirements.txt", "".join(f"{line}\n" for line in sorted(needed)))
     for path in sorted(beside.iterdir(), key=lambda path: path.name == "config.json"):
         os.replace(path, output_dir / path.name)
     beside.rmdir()
