@@ -14,6 +14,7 @@ import gavamoe_hf.batch_explain as batch_explain
 from gavamoe_hf.batch_explain import check_pairs, explain_file, read_pairs
 from gavamoe_hf.cli.main import main
 from gavamoe_hf.data import DataError
+from gavamoe_hf.processing_gavamoe import GaVaMoEProcessor
 from gavamoe_hf.training.pipeline import save_checkpoint
 
 FIXED = {"max_new_tokens": 5, "batch_size": 2}
@@ -127,6 +128,27 @@ def test_csv(run, rows, pairs, tmp_path):
     # The header is the first line
     lines = [{**row, "line": row["line"] + 1} for row in read(tmp_path / "lines.jsonl")]
     assert read(tmp_path / "table.jsonl") == lines
+
+
+def test_ids_as_a_table_writes_whole_numbers(tokenizer, tmp_path):
+    processor = GaVaMoEProcessor(tokenizer, users=["3", "4", "4.0", "v.0"], items=["101"])
+    path = tmp_path / "pairs.csv"
+    # Beside the empty cell, pandas writes 3.0 for 3
+    path.write_bytes("user,item\n3.0,101\n,101\n4.0,101.0\nv,101\n5.0,101\n".encode("utf-16"))
+    lines = tmp_path / "pairs.jsonl"
+    lines.write_text('{"user": 3.0, "item": 101}\n{"user": "3.0", "item": 101.0}\n')
+    found = [(batch_explain._look_up(processor, pair), pair.user, pair.item) for _, pair in read_pairs(path)]
+    assert found == [
+        ([], "3", "101"),
+        (["user"], None, "101"),
+        ([], "4.0", "101"),
+        (["user"], "v", "101"),
+        (["user"], "5.0", "101"),
+    ]
+    assert [(batch_explain._look_up(processor, pair), pair.user) for _, pair in read_pairs(lines)] == [([], "3")] * 2
+    lines.write_text('{"user": 7.656119797098248e+16, "item": 101}\n')
+    with pytest.raises(DataError, match=r"the user 7\.6\S+ \(a float, which loses digits\) in line 1"):
+        check_pairs(lines, processor, "population")
 
 
 def test_features_as_records_have_them(tmp_path):

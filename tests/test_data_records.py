@@ -294,6 +294,17 @@ def test_json_lines_keep_line_separators_blank_lines_and_byte_order_marks(tmp_pa
     assert load_records(tmp_path)["train"].to_list() == clean(rows)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"])
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl"])
+def test_other_unicode(encoding, suffix, tmp_path):
+    rows = make_rows()
+    rows[0]["explanation"] = "tr\xe8s bon \u2028 \U0001f3b8"
+    path = write(tmp_path / f"all{suffix}", rows)
+    expected = rows_of(load_records(path))
+    path.write_bytes(path.read_bytes().decode().encode(encoding))
+    assert rows_of(load_records(path)) == expected
+
+
 def test_csv_keeps_commas_quotes_and_line_breaks(tmp_path):
     rows = make_rows()
     rows[0]["explanation"] = 'He said "loud, clear"\nand left.'

@@ -165,6 +165,16 @@ def test_bad_rows_of_tables(tmp_path):
     ]
 
 
+def test_ids_of_tables_that_were_floats(tmp_path):
+    path = tmp_path / "reviews.csv"
+    path.write_bytes("user,item,rating,text\n3.0,7,4,a\n3,7.0,4,b\n7.65612E+16,7,4,c\n".encode("utf-16"))
+    assert list(ReviewReader([str(path)])) == [
+        Review("3", "7", 4.0, "a", None),
+        Review("3", "7", 4.0, "b", None),
+        BadLine("reviews.csv", 4, "a float as user id, 7.65612E+16, which loses digits"),
+    ]
+
+
 def test_missing_columns_are_named_with_a_guess(tmp_path):
     path = write_lines(tmp_path / "reviews.jsonl", [{"customer_id": "u", "item": "i", "score": 3, "body": "x"}])
     expected = r"expected the columns 'user', 'rating', 'text', but the columns are .*'body'\. .*" + (

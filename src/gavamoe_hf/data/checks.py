@@ -3,6 +3,7 @@
 import ast
 import difflib
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,8 @@ import pyarrow as pa
 
 from .errors import DataError, show_names, show_rows, show_value
 from .readers import SPLIT_ALIASES, RawRecords
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = ("user", "item", "rating", "feature", "explanation")
 REQUIRED = ("user", "item", "rating", "explanation")
@@ -25,6 +28,13 @@ _COMMON_NAMES = {
     "explanation": ("reviewtext", "review", "text", "review_text", "sentence", "reason", "summary"),
 }
 _LEVEL_TOLERANCE = 1e-6
+# From here on, floats skip whole numbers: other ids have become the same one
+_FLOAT_LIMIT = 2**53
+_WHOLE_NUMBER = re.compile(r"-?\d+\.0+")
+# How tables write whole numbers that were floats ("7.656119797098248e+16"), and spreadsheets long ones
+_ROUNDED_NUMBER = re.compile(r"-?\d+(\.\d+)?e\+\d+", re.IGNORECASE)
+# How table programs write an id that is missing, and a few people's names
+_MISSING_WORDS = frozenset(("nan", "none", "null", "<na>", "n/a"))
 
 
 def check_columns(records: RawRecords, names: Mapping[str, str]) -> None:
@@ -149,33 +159,58 @@ def _row_error(
 
 def _clean_ids(records: RawRecords, name: str) -> list[str]:
     values = records.columns[name]
-    kinds = set(map(type, values))
-    if kinds == {str}:
-        ids: list[Any] = values
-        # A table program writes whole numbers as 3.0 once one of the column's cells was empty.
-        if records.is_text and all(value.endswith(".0") and value[:-2].isdigit() for value in values):
-            ids = [value[:-2] for value in values]
-    elif kinds == {int}:
-        ids = list(map(str, values))
-    else:
-        ids = list(map(_id_text, values))
+    limit = records.float_limits.get(name, _FLOAT_LIMIT)
+    # In a column of text alone, "1.0" may stand beside "v1"
+    are_numbers = records.is_text and all(map(_WHOLE_NUMBER.fullmatch, values))
+    ids = [_id_text(value, are_numbers, limit) for value in values]
     bad = [index for index, value in enumerate(ids) if not value or value.isspace()]
     if bad:
         remedy = "Give these rows an id, or drop them."
+        if any(lost_digits(values[index], limit) for index in bad):
+            remedy = (
+                f"Whole numbers from {limit:,} on lose digits as floats, so that ids become others. Read the column as "
+                "text where it comes from (in pandas with dtype=str), and write it again."
+            )
         raise _row_error(records, name, values, bad, "an id (a non-empty string or a whole number)", remedy)
+    if missing := sum(value.lower() in _MISSING_WORDS for value in ids):
+        logger.warning(
+            "%s: column %r: %d rows have an id such as 'nan', which is taken for a name; where it stands for none, "
+            "drop these rows",
+            records.where,
+            name,
+            missing,
+        )
     return ids
 
 
-def _id_text(value: Any) -> str | None:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
+def _id_text(value: Any, are_numbers: bool = False, limit: int = _FLOAT_LIMIT) -> str | None:
+    """
+    The id that a value of any source stands for.
+
+    Args:
+        value: A text, a whole number, or a float that is one, as tables write them once one of a column's cells is
+            empty.
+        are_numbers (`bool`, defaults to `False`): Whether the text "3.0" is the number 3.
+        limit (`int`, *optional*): Above it, a float's whole numbers are not exact.
+
+    Returns:
+        `str` or `None`: `None` where it is no id, or none that can be known any more ([`lost_digits`]).
+    """
+    if isinstance(value, bool) or lost_digits(value, limit):
         return None
+    if isinstance(value, str):
+        return value.partition(".")[0] if are_numbers and _WHOLE_NUMBER.fullmatch(value) else value
     if isinstance(value, int):
         return str(value)
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return None
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else None
+
+
+def lost_digits(value: Any, limit: int = _FLOAT_LIMIT) -> bool:
+    """Whether a value is a whole number that has been a float and was too large for one, so that it is another now."""
+    if isinstance(value, str):
+        is_large = len(value) > 15 and _WHOLE_NUMBER.fullmatch(value) and abs(float(value)) >= limit
+        return bool(is_large or ("+" in value and _ROUNDED_NUMBER.fullmatch(value)))
+    return isinstance(value, float) and value.is_integer() and abs(value) >= limit
 
 
 def _clean_ratings(records: RawRecords, name: str, levels: Sequence[float]) -> np.ndarray:

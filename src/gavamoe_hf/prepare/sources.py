@@ -16,8 +16,9 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from ..data.checks import _id_text, _rating_number, closest_column
+from ..data.checks import _id_text, _rating_number, closest_column, lost_digits
 from ..data.errors import DataError, show_names
+from ..data.readers import as_utf8
 
 _NAMES = ("user", "item", "rating", "text", "timestamp")
 _REQUIRED = _NAMES[:4]
@@ -108,23 +109,25 @@ class ReviewReader:
     def __iter__(self) -> Iterator[Review | BadLine]:
         for path, columns in zip(self.paths, self._columns, strict=True):
             for number, row in self._rows(path):
-                review = _review(row, columns) if isinstance(row, dict) else str(row)
+                review = _review(row, columns, self._is_table(path)) if isinstance(row, dict) else str(row)
                 yield BadLine(path.name, number, review) if isinstance(review, str) else review
 
     def _rows(self, path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
         """The rows of a file with the number of their lines; a text in place of a row says what is wrong with it."""
-        is_csv = self._is_csv if self._is_csv is not None else bool({".csv", ".tsv"} & set(path.suffixes))
         last = 0
         try:
             with _open(path) as file:
-                for last, row in _csv_rows(file, path) if is_csv else _json_rows(file):
+                for last, row in _csv_rows(file, path) if self._is_table(path) else _json_rows(file):
                     yield last, row
-        except (OSError, EOFError, zlib.error) as error:
+        except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
             # gzip's own error is an OSError too
             raise DataError(
                 f"{path}: expected a readable file, but after line {last} got {type(error).__name__}: {error}. Check "
                 "the path, or get the file again."
             ) from error
+
+    def _is_table(self, path: Path) -> bool:
+        return self._is_csv if self._is_csv is not None else bool({".csv", ".tsv"} & set(path.suffixes))
 
     def _first_names(self, path: Path) -> list[str]:
         """The columns of the first rows: a row need not have all of them."""
@@ -163,13 +166,13 @@ def _open(path: Path) -> IO[bytes]:
     # By its first bytes, because downloads are renamed
     with path.open("rb") as file:
         is_gzip = file.read(2) == _GZIP
-    return gzip.open(path, "rb") if is_gzip else path.open("rb")  # type: ignore[return-value]
+    return as_utf8(gzip.open(path, "rb") if is_gzip else path.open("rb"))  # type: ignore[arg-type]
 
 
 def _json_rows(file: IO[bytes]) -> Iterator[tuple[int, dict[str, Any] | str]]:
     for number, line in enumerate(file, start=1):
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            text = line.decode()
         except UnicodeDecodeError:
             yield number, "not UTF-8"
             continue
@@ -194,7 +197,7 @@ def _parse(text: str) -> dict[str, Any] | str:
 
 def _csv_rows(file: IO[bytes], path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     # Bytes that are not UTF-8 become surrogates, which no review may hold
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
     reader = csv.reader(text, delimiter="\t" if ".tsv" in path.suffixes else ",")
     header: list[str] | None = None
     while True:
@@ -213,15 +216,19 @@ def _csv_rows(file: IO[bytes], path: Path) -> Iterator[tuple[int, dict[str, Any]
             yield reader.line_num, dict(zip(header, row, strict=True))
 
 
-def _review(row: Mapping[str, Any], columns: Mapping[str, tuple[str, ...]]) -> Review | str:
+def _review(row: Mapping[str, Any], columns: Mapping[str, tuple[str, ...]], is_table: bool = False) -> Review | str:
     """The review of a row, or what is wrong with the row. A missing text is a review without one."""
     values = {
         ours: next((row[name] for name in names if row.get(name) not in (None, "")), None)
         for ours, names in columns.items()
     }
-    user, item = _id_text(values["user"]), _id_text(values["item"])
+    # A table writes whole numbers as 3.0 from one empty cell on
+    user, item = (_id_text(values[name], are_numbers=is_table) for name in ("user", "item"))
     rating = _rating_number(values["rating"])
     text = values["text"] if isinstance(values["text"], str) else ""
+    for name in ("user", "item"):
+        if lost_digits(values[name]):
+            return f"a float as {name} id, {values[name]!s:.30}, which loses digits"
     if not user or not item or user.isspace() or item.isspace():
         return f"without {'an item' if user and not user.isspace() else 'a user'}"
     if not math.isfinite(rating):
