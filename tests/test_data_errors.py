@@ -383,6 +383,21 @@ def test_an_id_that_is_the_word_for_none(caplog, tmp_path):
             load_records(write_lines(tmp_path / "all.jsonl", with_values("user", row_1=missing)))
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "dataset"])
+def test_another_scale_is_named_with_its_option(kind, tmp_path):
+    rows = [{**row, "rating": row["rating"] - number % 2 / 2} for number, row in enumerate(make_rows())]
+    source = Dataset.from_list(rows)
+    if kind == "csv":
+        pd.DataFrame(rows).to_csv(source := tmp_path / "all.csv", index=False)
+    elif kind == "jsonl":
+        source = write_lines(tmp_path / "all.jsonl", rows)
+    with pytest.raises(DataError, match=r"50% of the ratings are 0\.5, 1\.5, .*: if that is the scale, pass") as caught:
+        load_records(source)
+    levels = re.search(r"\(--rating_levels (.*?)\)", str(caught.value))[1].split()
+    records = load_records(source, rating_levels=list(map(float, levels)))
+    assert sum(len(part) for part in records.values()) == 40
+
+
 def test_csv_with_a_wrong_number_of_fields(tmp_path):
     path = tmp_path / "all.csv"
     path.write_text("user,item,rating,explanation\na,b,5,fine\n\na,b,5,fine, really\na,b\n")

@@ -5,7 +5,7 @@ import difflib
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,10 @@ _COMMON_NAMES = {
     "explanation": ("reviewtext", "review", "text", "review_text", "sentence", "reason", "summary"),
 }
 _LEVEL_TOLERANCE = 1e-6
+# More different ratings than this are no levels
+LEVELS_SHOWN = 21
+# From this share of ratings off the scale on, the scale is likely to be another one
+_OTHER_SCALE = 0.05
 # From here on, floats skip whole numbers: other ids have become the same one
 _FLOAT_LIMIT = 2**53
 _WHOLE_NUMBER = re.compile(r"-?\d+\.0+")
@@ -224,10 +228,28 @@ def _clean_ratings(records: RawRecords, name: str, levels: Sequence[float]) -> n
         nearest = np.where(ratings - lower <= upper - ratings, lower, upper)
         bad = np.flatnonzero(~(np.abs(ratings - nearest) <= _LEVEL_TOLERANCE))
     if len(bad):
-        expected = f"a rating among {', '.join(f'{level:g}' for level in levels)}"
+        expected = f"a rating among {show_levels(levels)}"
         remedy = "Correct or drop these rows, or pass rating_levels=(...) where the scale is another one."
+        others = {rating for rating in ratings[bad].tolist() if np.isfinite(rating)}
+        # More than a slip or two: it is most likely another scale
+        if others and len(others) <= LEVELS_SHOWN and len(bad) > _OTHER_SCALE * len(ratings):
+            remedy = (
+                f"{len(bad) / len(ratings):.0%} of the ratings are {show_levels(others)}: if that is the scale, pass "
+                f"rating_levels ({levels_option([*levels, *others])}); else correct or drop these rows."
+            )
         raise _row_error(records, name, values, bad.tolist(), expected, remedy, _show_rating)
     return nearest
+
+
+def show_levels(levels: Collection[float]) -> str:
+    """Ratings in order, cut where there are so many that they are no levels."""
+    ordered = [f"{level:.10g}" for level in sorted(levels)]
+    return ", ".join(ordered[:LEVELS_SHOWN]) + (" and others" if len(ordered) > LEVELS_SHOWN else "")
+
+
+def levels_option(levels: Collection[float]) -> str:
+    """The option of the command line that makes ratings a scale."""
+    return "--rating_levels " + show_levels(set(levels)).replace(",", "")
 
 
 def _rating_number(value: Any) -> float:

@@ -97,6 +97,7 @@ def column_mapping_of(args: PrepareArguments) -> dict[str, str]:
 def _check_options(args: PrepareArguments) -> None:
     checks = {
         "format": (args.format in FORMATS, f"one of {', '.join(FORMATS)}"),
+        "max_off_scale": (0 <= args.max_off_scale <= 1, "a share from 0 to 1"),
         "max_bad_lines": (0 <= args.max_bad_lines <= 1, "a share from 0 to 1"),
         "k_core": (args.k_core >= 0, "a number of at least 0"),
         "min_words": (1 <= args.min_words <= args.max_words, "a number from 1 to max_words"),
@@ -185,6 +186,7 @@ def _summary(
         "options": options,
         "lines": len(survey.kept) + survey.num_bad,
         "bad_lines": {"count": survey.num_bad, "first": [line._asdict() for line in survey.bad_lines]},
+        "bad_times": survey.num_bad_times,
         "dropped": {reason: dropped[reason] for reason in DROP_REASONS},
         "sentences": dict(sorted(sentences.items())),
         "records": {split: len(splits[split]) for split in SPLITS},
@@ -214,6 +216,7 @@ def describe_summary(summary: Mapping[str, Any]) -> str:
     counts = {
         "lines read": summary["lines"],
         "no review": summary["bad_lines"]["count"],
+        **({"time not read": summary["bad_times"]} if summary["bad_times"] else {}),
         **{reason: count for reason, count in summary["dropped"].items() if count},
         "records": sum(summary["records"].values()),
         **{f"  {split}": count for split, count in summary["records"].items()},
