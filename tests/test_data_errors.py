@@ -504,7 +504,7 @@ def test_split_column_with_unknown_values(tmp_path):
 def test_held_out_ids_that_train_does_not_know():
     train = Dataset.from_list(make_rows())
     strangers = [{**make_rows(1)[0], "user": f"stranger{number}"} for number in range(5)]
-    source = {"train": train, "validation": train, "test": Dataset.from_list(make_rows(2) + strangers)}
+    source = {"train": train, "validation": train, "test": Dataset.from_list(make_rows(42)[40:] + strangers)}
     message = (
         r"5 of 7 records of test have 5 users \('stranger0', 'stranger1', 'stranger2' and 2 more\) that "
         r"train doesn't have\. Pass unknown_held_out='drop'"
