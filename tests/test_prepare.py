@@ -129,6 +129,13 @@ def test_every_drop_is_counted_under_one_reason(tmp_path):
     assert by_pair["u0", "i0"]["opinion"] == "late" and by_pair["u1", "i0"]["explanation"].startswith("I like")
 
 
+def test_names_of_the_item_are_written_down(tmp_path):
+    rows = [{**row, "reviewText": f"{row['reviewText']} I say it is the good film by far."} for row in grid()]
+    splits = prepare_reviews(arguments(tmp_path, rows))
+    assert read_summary(tmp_path / "out")["item_names"] == ["film"]
+    assert {row["feature"] for row in rows_of(splits)} == set(FEATURES)
+
+
 def test_timestamps_only_where_there_are_any(tmp_path):
     rows = [{key: value for key, value in row.items() if key != "unixReviewTime"} for row in grid()]
     assert "timestamp" not in prepare_reviews(arguments(tmp_path, rows))["train"].column_names
