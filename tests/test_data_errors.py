@@ -3,6 +3,8 @@
 import json
 import logging
 import re
+from datetime import datetime
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -381,6 +383,29 @@ def test_an_id_that_is_the_word_for_none(caplog, tmp_path):
     for missing in (float("nan"), None, "", " "):
         with pytest.raises(DataError, match=r"column 'user': expected an id .* in line 1\. Give these rows an id"):
             load_records(write_lines(tmp_path / "all.jsonl", with_values("user", row_1=missing)))
+
+
+@pytest.mark.parametrize(
+    "value", [True, b"a", ["a"], 1.5, Decimal(3), datetime(2018, 8, 25)], ids=lambda value: type(value).__name__
+)
+def test_ids_of_other_types(value):
+    source = Dataset.from_pandas(pd.DataFrame(make_rows()).assign(user=[value] * 40))
+    with pytest.raises(
+        DataError, match=r"column 'user': expected an id .* of 40 rows\)\. Make the column one of text or"
+    ):
+        load_records(source)
+
+
+def test_sources_of_pandas_and_numpy_are_refused_with_the_remedy():
+    table = pd.DataFrame(make_rows())
+    for source in (table, table["user"], table.to_numpy(), make_rows()):
+        expected = (
+            rf"got a value of type {type(source).__name__}\. Make it a Dataset first: Dataset.from_list, from_pandas"
+        )
+        with pytest.raises(DataError, match=expected):
+            load_records(source)
+        with pytest.raises(DataError, match=rf"'train' of the dict: .* type {type(source).__name__}\. .*from_pandas"):
+            load_records({"train": source})
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "dataset"])

@@ -175,6 +175,8 @@ def _clean_ids(records: RawRecords, name: str) -> list[str]:
                 f"Whole numbers from {limit:,} on lose digits as floats, so that ids become others. Read the column as "
                 "text where it comes from (in pandas with dtype=str), and write it again."
             )
+        elif all(not isinstance(values[index], str) and _is_there(values[index]) for index in bad):
+            remedy = "Make the column one of text or whole numbers, with astype(str) in pandas or cast in datasets."
         raise _row_error(records, name, values, bad, "an id (a non-empty string or a whole number)", remedy)
     if missing := sum(value.lower() in _MISSING_WORDS for value in ids):
         logger.warning(
@@ -207,6 +209,11 @@ def _id_text(value: Any, are_numbers: bool = False, limit: int = _FLOAT_LIMIT) -
     if isinstance(value, int):
         return str(value)
     return str(int(value)) if isinstance(value, float) and value.is_integer() else None
+
+
+def _is_there(value: Any) -> bool:
+    # NaN is how pandas writes a missing value
+    return value is not None and value == value
 
 
 def lost_digits(value: Any, limit: int = _FLOAT_LIMIT) -> bool:
@@ -283,7 +290,7 @@ def _clean_features(records: RawRecords, name: str) -> list[list[str]]:
 
 def _feature_words(value: Any) -> list[str] | None:
     """Return the feature's words, or `None` where the value is neither a word, a list of them nor missing."""
-    if value is None or value != value:  # NaN: how pandas writes a missing string
+    if not _is_there(value):
         return []
     words = [value] if isinstance(value, str) else value
     if not isinstance(words, list | tuple) or not all(isinstance(word, str) or word is None for word in words):

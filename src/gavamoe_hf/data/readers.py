@@ -177,7 +177,8 @@ def _read_dataset(source: Any, where: str, wanted: Collection[str]) -> RawRecord
     if not isinstance(source, datasets.Dataset):
         raise DataError(
             f"{where}: expected a Dataset, but got a value of type {type(source).__name__}. Make it one "
-            "first: an IterableDataset with Dataset.from_generator, a list of records with Dataset.from_list."
+            "first: an IterableDataset with Dataset.from_generator, a list of records with Dataset.from_list, a pandas "
+            "DataFrame with Dataset.from_pandas."
         )
     present = [name for name in source.column_names if name in wanted]
     has_values = source.num_rows and present
