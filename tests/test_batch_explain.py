@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 from references import tiny_run
@@ -317,6 +318,11 @@ def test_a_finished_output_is_kept(run, pairs, tmp_path):
         ("p.jsonl", '{"user": "user_000", "item": "item_000", "rating": "good"}', r"the rating 'good' in line 1"),
         ("p.jsonl", '{"user": "user_000", "item": "item_000", "rating": NaN}', r"the rating nan in line 1"),
         ("p.jsonl", '{"user": "user_000", "item": "item_000", "features": 3}', r"the features 3 in line 1"),
+        (
+            "p.csv",
+            "user,item,rating\nuser_000,item_000,4.5\nuser_000,item_000,0\nuser_000,item_000,1e30\n",
+            r"the rating 0 \(not from 1 to 5\) in line 3, the rating 1e\+30 \(not from 1 to 5\) in line 4 \(2 lines",
+        ),
         ("p.jsonl", '{"user": "user_000", "item": "\\ud800"}', r"half of a surrogate pair in line 1"),
         (
             "p.jsonl",
@@ -339,7 +345,7 @@ def test_refuses_before_anything_is_explained(run, name, text, message, tmp_path
     path = tmp_path / name
     path.write_text(text)
     with pytest.raises(DataError, match=message):
-        explain_file(None, run[1], path, tmp_path / "out.jsonl")
+        explain_file(SimpleNamespace(config=run[0].config), run[1], path, tmp_path / "out.jsonl")
     assert sorted(tmp_path.iterdir()) == [path]
 
 

@@ -8,7 +8,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -122,7 +122,12 @@ def _pair(line: int, row: dict[str, Any], is_text: bool) -> Pair | str:
     return Pair(line, ids["user"], ids["item"], None if rating is None else _rating_number(rating), words)
 
 
-def check_pairs(path: str | os.PathLike[str], processor: Any, unknown: Unknown = "error") -> int:
+def check_pairs(
+    path: str | os.PathLike[str],
+    processor: Any,
+    unknown: Unknown = "error",
+    rating_levels: Sequence[float] = (-math.inf, math.inf),
+) -> int:
     """
     Reads a file of pairs once, to find what is wrong with it before anything is computed.
 
@@ -130,6 +135,7 @@ def check_pairs(path: str | os.PathLike[str], processor: Any, unknown: Unknown =
         path (`str` or `os.PathLike`): As in [`read_pairs`].
         processor ([`GaVaMoEProcessor`]): Its users and items are those that are known.
         unknown (`str`, *optional*, defaults to `"error"`): `"population"` lets ids pass that are not known.
+        rating_levels (`Sequence[float]`, *optional*): The model's, in order: no rating is outside them.
 
     Returns:
         `int`: the number of pairs.
@@ -144,6 +150,9 @@ def check_pairs(path: str | os.PathLike[str], processor: Any, unknown: Unknown =
     strangers: list[tuple[int, str]] = []
     for line, pair in read_pairs(path):
         count += 1
+        rating = None if isinstance(pair, str) else pair.rating
+        if rating is not None and not rating_levels[0] <= rating <= rating_levels[-1]:
+            pair = f"the rating {rating:g} (not from {rating_levels[0]:g} to {rating_levels[-1]:g})"
         if isinstance(pair, str):
             num_broken += 1
             broken = [*broken, (line, pair)][:3]
@@ -226,7 +235,7 @@ def explain_file(
         raise FileExistsError(
             f"{output} is there already. Pass another --output, or --overwrite_output to explain the pairs again."
         )
-    count = check_pairs(pairs, processor, unknown)
+    count = check_pairs(pairs, processor, unknown, model.config.rating_levels)
     options = {"do_sample": False, **generate_kwargs}
     run = {"batch_size": batch_size, "unknown": unknown, "seed": seed, **(identity or {}), **options}
     with open(pairs, "rb") as file:
