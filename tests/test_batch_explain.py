@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 from references import tiny_run
@@ -14,6 +15,7 @@ import gavamoe_hf.batch_explain as batch_explain
 from gavamoe_hf.batch_explain import check_pairs, explain_file, read_pairs
 from gavamoe_hf.cli.main import main
 from gavamoe_hf.data import DataError
+from gavamoe_hf.processing_gavamoe import GaVaMoEProcessor
 from gavamoe_hf.training.pipeline import save_checkpoint
 
 FIXED = {"max_new_tokens": 5, "batch_size": 2}
@@ -127,6 +129,27 @@ def test_csv(run, rows, pairs, tmp_path):
     # The header is the first line
     lines = [{**row, "line": row["line"] + 1} for row in read(tmp_path / "lines.jsonl")]
     assert read(tmp_path / "table.jsonl") == lines
+
+
+def test_ids_as_a_table_writes_whole_numbers(tokenizer, tmp_path):
+    processor = GaVaMoEProcessor(tokenizer, users=["3", "4", "4.0", "v.0"], items=["101"])
+    path = tmp_path / "pairs.csv"
+    # Beside the empty cell, pandas writes 3.0 for 3
+    path.write_bytes("user,item\n3.0,101\n,101\n4.0,101.0\nv,101\n5.0,101\n".encode("utf-16"))
+    lines = tmp_path / "pairs.jsonl"
+    lines.write_text('{"user": 3.0, "item": 101}\n{"user": "3.0", "item": 101.0}\n')
+    found = [(batch_explain._look_up(processor, pair), pair.user, pair.item) for _, pair in read_pairs(path)]
+    assert found == [
+        ([], "3", "101"),
+        (["user"], None, "101"),
+        ([], "4.0", "101"),
+        (["user"], "v", "101"),
+        (["user"], "5.0", "101"),
+    ]
+    assert [(batch_explain._look_up(processor, pair), pair.user) for _, pair in read_pairs(lines)] == [([], "3")] * 2
+    lines.write_text('{"user": 7.656119797098248e+16, "item": 101}\n')
+    with pytest.raises(DataError, match=r"the user 7\.6\S+ \(a float, which loses digits\) in line 1"):
+        check_pairs(lines, processor, "population")
 
 
 def test_features_as_records_have_them(tmp_path):
@@ -295,6 +318,11 @@ def test_a_finished_output_is_kept(run, pairs, tmp_path):
         ("p.jsonl", '{"user": "user_000", "item": "item_000", "rating": "good"}', r"the rating 'good' in line 1"),
         ("p.jsonl", '{"user": "user_000", "item": "item_000", "rating": NaN}', r"the rating nan in line 1"),
         ("p.jsonl", '{"user": "user_000", "item": "item_000", "features": 3}', r"the features 3 in line 1"),
+        (
+            "p.csv",
+            "user,item,rating\nuser_000,item_000,4.5\nuser_000,item_000,0\nuser_000,item_000,1e30\n",
+            r"the rating 0 \(not from 1 to 5\) in line 3, the rating 1e\+30 \(not from 1 to 5\) in line 4 \(2 lines",
+        ),
         ("p.jsonl", '{"user": "user_000", "item": "\\ud800"}', r"half of a surrogate pair in line 1"),
         (
             "p.jsonl",
@@ -317,7 +345,7 @@ def test_refuses_before_anything_is_explained(run, name, text, message, tmp_path
     path = tmp_path / name
     path.write_text(text)
     with pytest.raises(DataError, match=message):
-        explain_file(None, run[1], path, tmp_path / "out.jsonl")
+        explain_file(SimpleNamespace(config=run[0].config), run[1], path, tmp_path / "out.jsonl")
     assert sorted(tmp_path.iterdir()) == [path]
 
 

@@ -1,7 +1,13 @@
 """Every problem of records raises a DataError that says what was expected, found and what to do."""
 
 import json
+import logging
+import re
+from datetime import datetime
+from decimal import Decimal
 
+import numpy as np
+import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -306,6 +312,117 @@ def test_wrong_encoding(tmp_path, name):
         load_records(path)
 
 
+def test_the_advice_for_another_encoding_gives_a_file_that_is_read(tmp_path):
+    path, new = tmp_path / "all.csv", tmp_path / "new.csv"
+    text = "a \u201cgood\u201d one \u2013 tr\xe8s"
+    pd.DataFrame(with_values("explanation", row_7=text)).to_csv(path, index=False, encoding="cp1252")
+    with pytest.raises(DataError, match="expected UTF-8") as caught:
+        load_records(path)
+    command = re.search(r"iconv -f (\S+) -t UTF-8", str(caught.value))
+    new.write_text(path.read_bytes().decode(command[1]), encoding="utf-8")
+    assert any(text in part["explanation"] for part in load_records(new).values())
+
+
+def test_utf_16_that_was_cut(tmp_path):
+    path = tmp_path / "all.csv"
+    pd.DataFrame(make_rows()).to_csv(path, index=False, encoding="utf-16")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"expected UTF-8, or UTF-16 as the file begins, but got truncated data at "):
+        load_records(path)
+
+
+STEAM_IDS = [76561197970982479, 76561197970982471, 76561197970982473, 76561197960265728]
+
+
+@pytest.mark.parametrize("kind", ["dataset", "parquet", "jsonl", "csv", "csv of other digits", "float32"])
+def test_ids_that_lost_digits_as_floats(kind, tmp_path):
+    rows = [{**row, "user": float(STEAM_IDS[number % 4])} for number, row in enumerate(make_rows())]
+    expected = (
+        r"column 'user': expected an id .* of 40 (rows|lines)\)\. Whole numbers from 9,007,199,254,740,992 on lose"
+    )
+    table = pd.DataFrame(rows)
+    path = tmp_path / f"all.{kind[:3]}"
+    if kind == "dataset":
+        path = Dataset.from_pandas(table)
+    elif kind == "parquet":
+        table.to_parquet(path := tmp_path / "all.parquet")
+    elif kind == "jsonl":
+        path = write_lines(tmp_path / "all.jsonl", rows)
+    elif kind == "csv":
+        # pandas writes 7.656119797098248e+16
+        table.to_csv(path, index=False)
+    elif kind == "float32":
+        # 2**24 + 1 is the first whole number that such a column cannot hold
+        path = Dataset.from_pandas(table.assign(user=np.float32(2**24 + 1)))
+        expected = r"but got 16777216\.0 in row 1, .* Whole numbers from 16,777,216 on lose digits"
+    else:
+        # As many digits as a float shows, but no more than it holds; and as a spreadsheet shows long numbers
+        table["user"] = ["9007199254740993.0", "7.65612E+16"] * 20
+        table.to_csv(path, index=False)
+    with pytest.raises(DataError, match=expected):
+        load_records(path)
+
+
+def test_ids_that_floats_and_text_hold(tmp_path):
+    rows = [{**row, "user": float(2**53 - 1 - number % 4)} for number, row in enumerate(make_rows())]
+    expected = {str(2**53 - 1 - number) for number in range(4)}
+    assert set(load_records(Dataset.from_list(rows))["train"]["user"]) == expected
+    pd.DataFrame(rows).to_csv(tmp_path / "floats.csv", index=False)
+    assert set(load_records(tmp_path / "floats.csv")["train"]["user"]) == expected
+    text = pd.DataFrame(rows).assign(user=[STEAM_IDS[number % 4] for number in range(40)])
+    text.to_csv(tmp_path / "text.csv", index=False)
+    assert set(load_records(tmp_path / "text.csv")["train"]["user"]) == set(map(str, STEAM_IDS))
+
+
+def test_an_id_that_is_the_word_for_none(caplog, tmp_path):
+    rows = with_values("user", row_1="nan", row_5="nan")
+    with caplog.at_level(logging.WARNING):
+        records = load_records(Dataset.from_list(rows))
+    assert "column 'user': 2 rows have an id such as 'nan', which is taken for a name" in caplog.text
+    assert "nan" in records["train"]["user"]
+    for missing in (float("nan"), None, "", " "):
+        with pytest.raises(DataError, match=r"column 'user': expected an id .* in line 1\. Give these rows an id"):
+            load_records(write_lines(tmp_path / "all.jsonl", with_values("user", row_1=missing)))
+
+
+@pytest.mark.parametrize(
+    "value", [True, b"a", ["a"], 1.5, Decimal(3), datetime(2018, 8, 25)], ids=lambda value: type(value).__name__
+)
+def test_ids_of_other_types(value):
+    source = Dataset.from_pandas(pd.DataFrame(make_rows()).assign(user=[value] * 40))
+    with pytest.raises(
+        DataError, match=r"column 'user': expected an id .* of 40 rows\)\. Make the column one of text or"
+    ):
+        load_records(source)
+
+
+def test_sources_of_pandas_and_numpy_are_refused_with_the_remedy():
+    table = pd.DataFrame(make_rows())
+    for source in (table, table["user"], table.to_numpy(), make_rows()):
+        expected = (
+            rf"got a value of type {type(source).__name__}\. Make it a Dataset first: Dataset.from_list, from_pandas"
+        )
+        with pytest.raises(DataError, match=expected):
+            load_records(source)
+        with pytest.raises(DataError, match=rf"'train' of the dict: .* type {type(source).__name__}\. .*from_pandas"):
+            load_records({"train": source})
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "dataset"])
+def test_another_scale_is_named_with_its_option(kind, tmp_path):
+    rows = [{**row, "rating": row["rating"] - number % 2 / 2} for number, row in enumerate(make_rows())]
+    source = Dataset.from_list(rows)
+    if kind == "csv":
+        pd.DataFrame(rows).to_csv(source := tmp_path / "all.csv", index=False)
+    elif kind == "jsonl":
+        source = write_lines(tmp_path / "all.jsonl", rows)
+    with pytest.raises(DataError, match=r"50% of the ratings are 0\.5, 1\.5, .*: if that is the scale, pass") as caught:
+        load_records(source)
+    levels = re.search(r"\(--rating_levels (.*?)\)", str(caught.value))[1].split()
+    records = load_records(source, rating_levels=list(map(float, levels)))
+    assert sum(len(part) for part in records.values()) == 40
+
+
 def test_csv_with_a_wrong_number_of_fields(tmp_path):
     path = tmp_path / "all.csv"
     path.write_text("user,item,rating,explanation\na,b,5,fine\n\na,b,5,fine, really\na,b\n")
@@ -412,7 +529,7 @@ def test_split_column_with_unknown_values(tmp_path):
 def test_held_out_ids_that_train_does_not_know():
     train = Dataset.from_list(make_rows())
     strangers = [{**make_rows(1)[0], "user": f"stranger{number}"} for number in range(5)]
-    source = {"train": train, "validation": train, "test": Dataset.from_list(make_rows(2) + strangers)}
+    source = {"train": train, "validation": train, "test": Dataset.from_list(make_rows(42)[40:] + strangers)}
     message = (
         r"5 of 7 records of test have 5 users \('stranger0', 'stranger1', 'stranger2' and 2 more\) that "
         r"train doesn't have\. Pass unknown_held_out='drop'"

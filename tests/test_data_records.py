@@ -245,6 +245,31 @@ def test_misnamed_feature_warns(caplog):
     assert "pass column_mapping={'feature': 'Features'}" in caplog.text
 
 
+def test_records_that_repeat_others_are_dropped(caplog):
+    splits = {split: Dataset.from_list(rows) for split, rows in SPLIT_ROWS.items()}
+    rows = SPLIT_ROWS["train"]
+    other = {**rows[4], "explanation": "of the same pair, but another text"}
+    splits["train"] = Dataset.from_list([*rows, rows[3]])
+    splits["test"] = Dataset.from_list([rows[7], *SPLIT_ROWS["test"], other, SPLIT_ROWS["validation"][0]])
+    records = load_records(splits)
+    assert records["train"].to_list() == clean(rows)
+    assert records["validation"].to_list() == clean(SPLIT_ROWS["validation"])
+    assert records["test"].to_list() == clean([*SPLIT_ROWS["test"], other])
+    for dropped in ("dropping 1 of 21 records of train", "dropping 2 of 6 records of test"):
+        assert f"{dropped} that repeat an earlier one, of train before the others" in caplog.text
+    # Those of the fixture's held-out splits, and the one more
+    assert "8 records of validation and test are of pairs of user and item that train has with another" in caplog.text
+    assert load_records({**splits, "test": Dataset.from_list(rows[:2])})["test"].to_list() == clean(rows[:2])
+    assert "keeping all 2 of 2 records of test that repeat an earlier one" in caplog.text
+
+
+def test_repeated_records_do_not_leak_by_a_random_split(caplog):
+    records = load_records(Dataset.from_list(make_rows() * 3))
+    texts = [text for part in records.values() for text in part["explanation"]]
+    assert len(texts) == len(set(texts)) == 40
+    assert "dropping 80 of 120 records of train" in caplog.text
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 @pytest.mark.parametrize("number", [int, float])
 def test_ids_that_are_numbers_become_strings(tmp_path, suffix, number):
@@ -294,6 +319,17 @@ def test_json_lines_keep_line_separators_blank_lines_and_byte_order_marks(tmp_pa
     assert load_records(tmp_path)["train"].to_list() == clean(rows)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"])
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl"])
+def test_other_unicode(encoding, suffix, tmp_path):
+    rows = make_rows()
+    rows[0]["explanation"] = "tr\xe8s bon \u2028 \U0001f3b8"
+    path = write(tmp_path / f"all{suffix}", rows)
+    expected = rows_of(load_records(path))
+    path.write_bytes(path.read_bytes().decode().encode(encoding))
+    assert rows_of(load_records(path)) == expected
+
+
 def test_csv_keeps_commas_quotes_and_line_breaks(tmp_path):
     rows = make_rows()
     rows[0]["explanation"] = 'He said "loud, clear"\nand left.'
@@ -334,9 +370,10 @@ def test_contradicting_ratings_warn(caplog):
 
 
 def test_no_warning_without_contradictions(caplog):
-    train = make_rows(20)
+    *train, validation, test = make_rows(20)
     train.append({**train[3], "rating": 1})
-    source = {name: Dataset.from_list(train if name == "train" else [train[0]]) for name in SPLIT_ROWS}
+    rows = {"train": train, "validation": [validation], "test": [test]}
+    source = {name: Dataset.from_list(rows[name]) for name in SPLIT_ROWS}
     with caplog.at_level(logging.WARNING):
         load_records(source)
     assert caplog.text == ""

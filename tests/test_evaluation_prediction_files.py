@@ -47,6 +47,18 @@ def test_reads_what_predictions_hold(tmp_path: Path) -> None:
     assert next(read_predictions(write(tmp_path / "q.jsonl", ROW))).features is None
 
 
+def test_utf_16_and_ids_that_are_numbers(tmp_path: Path) -> None:
+    row = {"user": 3.0, "item": 7, "reference": "a \u2028 b", "prediction": ""}
+    path = tmp_path / "predictions.jsonl"
+    path.write_bytes((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-16"))
+    assert [(record.user, record.item, record.reference) for record in read_predictions(path)] == [
+        ("3", "7", "a \u2028 b")
+    ]
+    for bad in (76561197970982479.0, 3.5, [3]):
+        with pytest.raises(DataError, match=r"line 1: expected 'user' as a string or a whole number, but got"):
+            list(read_predictions(write(tmp_path / "bad.jsonl", {**row, "user": bad})))
+
+
 def test_line_separators_inside_strings(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps({**ROW, "prediction": "a\u2028b"}, ensure_ascii=False).encode())

@@ -129,6 +129,13 @@ def test_every_drop_is_counted_under_one_reason(tmp_path):
     assert by_pair["u0", "i0"]["opinion"] == "late" and by_pair["u1", "i0"]["explanation"].startswith("I like")
 
 
+def test_names_of_the_item_are_written_down(tmp_path):
+    rows = [{**row, "reviewText": f"{row['reviewText']} I say it is the good film by far."} for row in grid()]
+    splits = prepare_reviews(arguments(tmp_path, rows))
+    assert read_summary(tmp_path / "out")["item_names"] == ["film"]
+    assert {row["feature"] for row in rows_of(splits)} == set(FEATURES)
+
+
 def test_timestamps_only_where_there_are_any(tmp_path):
     rows = [{key: value for key, value in row.items() if key != "unixReviewTime"} for row in grid()]
     assert "timestamp" not in prepare_reviews(arguments(tmp_path, rows))["train"].column_names
@@ -249,6 +256,47 @@ def test_too_many_bad_lines(tmp_path):
     assert not (tmp_path / "out").exists()
     args.max_bad_lines = 0.08
     assert len(prepare_reviews(args)["train"]) == 30
+
+
+def test_the_latest_review_stays_where_times_are_dates(tmp_path):
+    rows = []
+    for row in grid():
+        rows.append({**row, "unixReviewTime": "Sat Aug 25 13:55:02 -0700 2018"})
+        rows.append({**row, "overall": 6 - row["overall"], "unixReviewTime": "Sun Aug 25 13:55:02 -0700 2013"})
+    rows = rows_of(prepare_reviews(arguments(tmp_path, rows)))
+    assert [row["rating"] for row in rows] == [row["overall"] for row in grid()]
+    assert {row["timestamp"] for row in rows} == {1535230502}
+
+
+def test_times_that_cannot_be_read_are_counted_and_named(tmp_path, caplog):
+    rows = [{**row, "unixReviewTime": -62135596799000 if row["asin"] == "i1" else "in May"} for row in grid()]
+    splits = prepare_reviews(arguments(tmp_path, rows))
+    assert "36 of 36 reviews have a timestamp that can't be read" in caplog.text
+    assert "reviews.json: 'in May' in line 1, -62135596799000 in line 2, " in caplog.text
+    assert read_summary(tmp_path / "out")["bad_times"] == 36
+    assert "timestamp" not in splits["train"].column_names
+
+
+def test_ratings_on_another_scale_are_refused_with_the_option_that_keeps_them(tmp_path, caplog):
+    rows = [{**row, "overall": row["overall"] - 0.5 * (row["asin"] == "i1")} for row in grid()]
+    with pytest.raises(
+        DataError, match=r"but 6 of 36 reviews \(16\.7%\) have .*\(1, 2, 3, 4, 5\): 0\.5, 1\.5"
+    ) as caught:
+        prepare_reviews(arguments(tmp_path, rows))
+    assert not (tmp_path / "out").exists()
+    levels, share = re.findall(r"--(?:rating_levels|max_off_scale) ((?:[\d.]+ ?)+)", str(caught.value).rstrip("."))
+    assert levels.split() == ["0.5", "1", "1.5", "2", "2.5", "3", "3.5", "4", "4.5", "5"]
+    kept = prepare_reviews(arguments(tmp_path, rows, rating_levels=list(map(float, levels.split()))))
+    assert len(rows_of(kept)) == 36
+    dropped = prepare_reviews(arguments(tmp_path, rows, max_off_scale=float(share), overwrite_output_dir=True))
+    assert len(rows_of(dropped)) == 30
+    assert "6 of 36 reviews (16.7%) have a rating that is not among rating_levels" in caplog.text
+
+
+def test_ratings_that_are_no_levels(tmp_path):
+    rows = [{**row, "overall": row["overall"] + number / 100} for number, row in enumerate(grid())]
+    with pytest.raises(DataError, match=r"0\.\d+ and others\. To keep them, round them to a few levels first; to drop"):
+        prepare_reviews(arguments(tmp_path, [{**row, "overall": row["overall"] / 10} for row in rows]))
 
 
 def test_nothing_left_says_why(tmp_path):

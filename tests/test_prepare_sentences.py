@@ -20,6 +20,8 @@ from gavamoe_hf.prepare.sentences import (
     choose_candidate,
     clean_text,
     find_candidates,
+    item_names,
+    points_at_item,
     side_of,
     split_sentences,
 )
@@ -188,7 +190,7 @@ def test_candidates_have_the_documented_scores():
         ("It has the good sound.", "sound", "good", 2.0),
         # The opinion contradicts, and the first person; where the sentence contradicts too, it is none
         ("My good guitar and the bad sound.", "sound", "bad", -1.5),
-        ("This is the good product.", "product", "good", 1.25),
+        ("This is the good product.", "product", "good", 2.0),
         ("Here is the old stand.", "stand", "old", 0.0),
     ]
     assert found.dropped is None
@@ -248,6 +250,37 @@ def test_what_an_extractor_returns_is_checked():
         find_candidates(["Four words are enough."], [1], lambda sentences: [[("sound", "")]])
 
 
+@pytest.mark.parametrize(
+    ("sentence", "points"),
+    [
+        ("This film is great.", True),
+        ("I love this old film.", True),
+        ("It's a really good film.", True),
+        ("They are the best film ever.", True),
+        ("This is one of the better film nights.", True),
+        ("The film has a good plot.", False),
+        ("It has a good film.", False),
+        ("I like that it is good film.", False),
+        ("This is what a good film needs.", False),
+        ("No such word here.", False),
+    ],
+)
+def test_what_points_at_the_item(sentence, points):
+    assert points_at_item(sentence, "film") == points
+
+
+def test_names_of_the_item_are_learned_and_cost():
+    counts = {"film": 40, "plot": 50, "sound": 2}
+    # A fifth, and one review in two says little
+    assert item_names(counts, {"film": 9, "plot": 10, "sound": 1}) == {"film"}
+    assert item_names(counts, {"film": 8, "plot": 11}) == {"plot"}
+    film, plot = Candidate("s", "film", "good", 0.5), Candidate("s", "plot", "good", 0.0)
+    assert choose_candidate([film, plot], counts, 2).feature == "film"
+    assert choose_candidate([film, plot], counts, 2, {"film"}).feature == "plot"
+    alone = choose_candidate([film], counts, 2, {"film"})
+    assert alone.score == pytest.approx(0.5 - 0.75 + math.log(41) / math.log(51))
+
+
 def test_choice_weighs_score_and_frequency():
     counts = {"sound": 9, "lid": 2, "rare": 1}
     sound, lid, rare = (
@@ -298,6 +331,10 @@ def extract():
         ("I am very happy with the finish.", {("finish", "happy")}),
         ("It was not easy to install.", {("install", "not easy")}),
         ("I was happy to install it.", set()),
+        # Of a hyphenated word the whole, where it ends in the noun, and nothing that one half says of the other
+        ("It is a big-screen experience with great sound.", {("sound", "great")}),
+        ("The t-shirt is soft and the high-quality cotton is nice.", {("t-shirt", "soft"), ("cotton", "nice")}),
+        ("The half-full glass is nice.", {("glass", "half-full"), ("glass", "nice")}),
         # What is no side of an item, and what is no opinion
         ("It was a good thing the other day.", set()),
         ("I bought the same cable for my other amp.", set()),

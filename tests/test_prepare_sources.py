@@ -4,11 +4,12 @@ import csv
 import gzip
 import json
 import random
+from datetime import UTC, datetime
 
 import pytest
 
 from gavamoe_hf.data import DataError
-from gavamoe_hf.prepare.sources import BadLine, Review, ReviewReader, _parse, _review
+from gavamoe_hf.prepare.sources import BadLine, Review, ReviewReader, _parse, _review, _seconds
 
 AMAZON_2014 = {
     "reviewerID": "A1",
@@ -120,6 +121,60 @@ def test_several_files_are_read_as_one_and_as_often_as_asked(tmp_path):
     assert [review.item for review in reader] == [review.item for review in reader] == ["B1", "B2"]
 
 
+# 25 August 2018, 20:55:02 in UTC
+MOMENT = 17768 * 86400 + 20 * 3600 + 55 * 60 + 2
+DAY = 17768 * 86400
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("Sat Aug 25 13:55:02 -0700 2018", MOMENT),
+        ("Sat, 25 Aug 2018 13:55:02 -0700", MOMENT),
+        ("Sat, 25 Aug 2018 20:55:02 GMT", MOMENT),
+        ("25 Aug 2018 13:55:02 -0700", MOMENT),
+        ("2018-08-25T13:55:02-07:00", MOMENT),
+        ("2018-08-25 20:55:02", MOMENT),
+        ("08/25/2018 8:55:02 PM", MOMENT),
+        ("25.08.2018 20:55:02", MOMENT),
+        ("08/25/2018, 20:55", MOMENT - 2),
+        ("8/25/18", DAY),
+        ("2018/08/25", DAY),
+        ("August 25, 2018", DAY),
+        ("25 August 2018", DAY),
+        ("08 25, 2018", DAY),
+        (MOMENT, MOMENT),
+        (MOMENT * 1000, MOMENT),
+        (MOMENT * 1_000_000, MOMENT),
+        (str(MOMENT * 10**9), MOMENT),
+        # The year 1 in ms and in words, before 1970, after 2100, and no time at all
+        *((value, None) for value in (-62135596799000, "0001-01-01", -5, 0, 4_200_000_000, "2150-01-01", "9" * 400)),
+        *((value, None) for value in ("last week", "25/25/2018", "30.02.2018", "1e999", [], None)),
+    ],
+)
+def test_times(value, expected):
+    assert _seconds(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("dates", "expected"),
+    [
+        (["01/02/2018", "25/08/2018"], ["2018-02-01", "2018-08-25"]),
+        (["01/02/2018", "08/25/2018"], ["2018-01-02", "2018-08-25"]),
+        (["01/02/2018", "02/01/2018"], ["2018-01-02", "2018-02-01"]),
+        (["01.02.2018", "02.01.2018"], ["2018-02-01", "2018-01-02"]),
+    ],
+)
+def test_day_or_month_first_is_decided_over_the_column(dates, expected, tmp_path, caplog):
+    rows = [
+        {"user": "u", "item": "i", "rating": 4, "text": "x", "timestamp": date} for date in [*dates[:1] * 200, *dates]
+    ]
+    found = [review.timestamp for review in ReviewReader([write_lines(tmp_path / "reviews.jsonl", rows)])]
+    assert [str(datetime.fromtimestamp(seconds, UTC).date()) for seconds in found[-2:]] == expected
+    assert found[0] == found[-2]
+    assert ("can be read with the day or the month first" in caplog.text) == ("25" not in dates[1])
+
+
 def test_bad_lines_are_named_and_the_rest_is_read(tmp_path):
     good = json.dumps(AMAZON_2018).encode()
     lines = [
@@ -165,6 +220,16 @@ def test_bad_rows_of_tables(tmp_path):
     ]
 
 
+def test_ids_of_tables_that_were_floats(tmp_path):
+    path = tmp_path / "reviews.csv"
+    path.write_bytes("user,item,rating,text\n3.0,7,4,a\n3,7.0,4,b\n7.65612E+16,7,4,c\n".encode("utf-16"))
+    assert list(ReviewReader([str(path)])) == [
+        Review("3", "7", 4.0, "a", None),
+        Review("3", "7", 4.0, "b", None),
+        BadLine("reviews.csv", 4, "a float as user id, 7.65612E+16, which loses digits"),
+    ]
+
+
 def test_missing_columns_are_named_with_a_guess(tmp_path):
     path = write_lines(tmp_path / "reviews.jsonl", [{"customer_id": "u", "item": "i", "score": 3, "body": "x"}])
     expected = r"expected the columns 'user', 'rating', 'text', but the columns are .*'body'\. .*" + (
@@ -172,6 +237,12 @@ def test_missing_columns_are_named_with_a_guess(tmp_path):
     )
     with pytest.raises(DataError, match=expected):
         ReviewReader([path])
+    # Not needed, but asked for
+    path = write_lines(
+        tmp_path / "generic.jsonl", [{"user": "u", "item": "i", "rating": 3, "text": "x", "date_added": "x"}]
+    )
+    with pytest.raises(DataError, match=r"expected the columns 'date', .* --column_mapping timestamp=\.\.\."):
+        ReviewReader([path], "auto", {"timestamp": "date"})
     with pytest.raises(DataError, match=r"expected the columns 'business_id', 'stars'"):
         ReviewReader([write_lines(tmp_path / "amazon.json", [AMAZON_2023])], "yelp")
     with pytest.raises(DataError, match=r"expected names among user, item, .*but got 'colour'"):

@@ -252,6 +252,15 @@ def test_unknown_ids(processor):
         processor(0, "I0", 5)
 
 
+def test_whole_numbers_as_tables_write_them(tokenizer):
+    processor = GaVaMoEProcessor(tokenizer, users=["3", "v1", "1234567890123456"], items=["7.0", "7"])
+    assert [processor.user_index(raw) for raw in (3, 3.0, "3.0", "v1")] == [0, 0, 0, 1]
+    assert [processor.item_index(raw) for raw in (7, 7.0, "7")] == [1, 0, 1]
+    for raw in ("v1.0", "3.00", "1234567890123456.0"):
+        with pytest.raises(ValueError, match="is not among the 3 known users"):
+            processor.user_index(raw)
+
+
 def test_none_is_the_population(processor):
     batch = processor(user=[None, "U1"], item=["I0", None], rating=5)
     assert (batch["user_id"].tolist(), batch["item_id"].tolist()) == ([-1, 1], [0, -1])

@@ -2,6 +2,7 @@
 
 import collections
 import copyreg
+import json
 import os
 import pickle
 import struct
@@ -76,9 +77,8 @@ def test_index_folder_chooses_the_split(tmp_path):
 
 def test_a_folder_with_train_files_is_read_as_before(tmp_path):
     write(tmp_path, b"not read at all")
-    (tmp_path / "train.jsonl").write_text(
-        "".join('{"user": "a", "item": "b", "rating": 3, "explanation": "text"}\n' for _ in range(9))
-    )
+    rows = [{"user": "a", "item": "b", "rating": 3, "explanation": f"text {number}"} for number in range(9)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert set(load_records(tmp_path)["train"]["user"]) == {"a"}
     with pytest.raises(DataError, match=r"expected no index_folder, which is for a folder with reviews.pickle"):
         load_records(tmp_path, index_folder="1")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,8 +18,9 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 
 from .data import DataError
-from .data.checks import _feature_words, _id_text, _rating_number, _text_feature
+from .data.checks import _feature_words, _id_text, _rating_number, _text_feature, lost_digits
 from .data.errors import show_rows, show_value
+from .data.readers import as_utf8
 from .evaluation.predict import append_batches
 
 Unknown = Literal["error", "population"]
@@ -74,12 +76,13 @@ def read_pairs(path: str | os.PathLike[str]) -> Iterator[tuple[int, Pair | str]]
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    with open(path, encoding="utf-8-sig", newline="\n") as file:
+    with as_utf8(open(path, "rb")) as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip():
+            text = line.decode()
+            if not text.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(text)
             except (ValueError, RecursionError) as error:
                 yield number, f"broken JSON ({error})"
                 continue
@@ -87,8 +90,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    # utf-8-sig, because spreadsheets put a byte order mark before the first column's name
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with io.TextIOWrapper(as_utf8(open(path, "rb")), encoding="utf-8", newline="") as file:
         reader = csv.reader(file, strict=True)
         header = next(reader, [])
         for row in reader:
@@ -107,7 +109,7 @@ def _pair(line: int, row: dict[str, Any], is_text: bool) -> Pair | str:
     rating, features = row.get("rating"), row.get("features", row.get("feature"))
     for key, value in ids.items():
         if value is None and row[key] is not None:
-            return f"the {key} {show_value(row[key])}"
+            return f"the {key} {show_value(row[key])}" + " (a float, which loses digits)" * lost_digits(row[key])
     if rating is not None and not math.isfinite(_rating_number(rating)):
         return f"the rating {show_value(rating)}"
     words = None if features is None else _text_feature(features) if is_text else _feature_words(features)
@@ -120,7 +122,12 @@ def _pair(line: int, row: dict[str, Any], is_text: bool) -> Pair | str:
     return Pair(line, ids["user"], ids["item"], None if rating is None else _rating_number(rating), words)
 
 
-def check_pairs(path: str | os.PathLike[str], processor: Any, unknown: Unknown = "error") -> int:
+def check_pairs(
+    path: str | os.PathLike[str],
+    processor: Any,
+    unknown: Unknown = "error",
+    rating_levels: Sequence[float] = (-math.inf, math.inf),
+) -> int:
     """
     Reads a file of pairs once, to find what is wrong with it before anything is computed.
 
@@ -128,6 +135,7 @@ def check_pairs(path: str | os.PathLike[str], processor: Any, unknown: Unknown =
         path (`str` or `os.PathLike`): As in [`read_pairs`].
         processor ([`GaVaMoEProcessor`]): Its users and items are those that are known.
         unknown (`str`, *optional*, defaults to `"error"`): `"population"` lets ids pass that are not known.
+        rating_levels (`Sequence[float]`, *optional*): The model's, in order: no rating is outside them.
 
     Returns:
         `int`: the number of pairs.
@@ -140,13 +148,15 @@ def check_pairs(path: str | os.PathLike[str], processor: Any, unknown: Unknown =
     # The first few of each
     broken: list[tuple[int, str]] = []
     strangers: list[tuple[int, str]] = []
-    known = {"user": set(processor.users), "item": set(processor.items)}
     for line, pair in read_pairs(path):
         count += 1
+        rating = None if isinstance(pair, str) else pair.rating
+        if rating is not None and not rating_levels[0] <= rating <= rating_levels[-1]:
+            pair = f"the rating {rating:g} (not from {rating_levels[0]:g} to {rating_levels[-1]:g})"
         if isinstance(pair, str):
             num_broken += 1
             broken = [*broken, (line, pair)][:3]
-        elif unknown == "error" and (names := _unknown_ids(known, pair)):
+        elif unknown == "error" and (names := _look_up(processor, pair)):
             num_strangers += 1
             found = " and ".join(f"the {name} {show_value(getattr(pair, name))}" for name in names)
             strangers = [*strangers, (line, found)][:3]
@@ -166,9 +176,17 @@ def check_pairs(path: str | os.PathLike[str], processor: Any, unknown: Unknown =
     return count
 
 
-def _unknown_ids(known: dict[str, set[str]], pair: Pair) -> list[str]:
-    """Which of `"user"` and `"item"` the checkpoint does not know."""
-    return [name for name, ids in known.items() if getattr(pair, name) not in ids]
+def _look_up(processor: Any, pair: Pair) -> list[str]:
+    """Sets the ids as the checkpoint knows them; which of `"user"` and `"item"` it does not know."""
+    unknown = []
+    for name in ("user", "item"):
+        raw = getattr(pair, name)
+        known = None if raw is None else processor.known_id(name, raw)
+        if known is None:
+            unknown.append(name)
+        else:
+            setattr(pair, name, known)
+    return unknown
 
 
 def explain_file(
@@ -217,7 +235,7 @@ def explain_file(
         raise FileExistsError(
             f"{output} is there already. Pass another --output, or --overwrite_output to explain the pairs again."
         )
-    count = check_pairs(pairs, processor, unknown)
+    count = check_pairs(pairs, processor, unknown, model.config.rating_levels)
     options = {"do_sample": False, **generate_kwargs}
     run = {"batch_size": batch_size, "unknown": unknown, "seed": seed, **(identity or {}), **options}
     with open(pairs, "rb") as file:
@@ -277,11 +295,10 @@ def _rows(
     """The rows in the order of their batches, without the `first` ones."""
     window = batch_size * _WINDOW_BATCHES
     start = first - first % window
-    known = {"user": set(processor.users), "item": set(processor.items)}
     pairs = islice((pair for _, pair in read_pairs(path)), start, None)
     with tqdm(total=count, initial=first, desc="Explaining", unit="pair") as progress:
         while held := list(islice(pairs, window)):
-            unknown = [_unknown_ids(known, pair) for pair in held]
+            unknown = [_look_up(processor, pair) for pair in held]
             requests = [
                 {
                     "user": None if "user" in names else pair.user,

@@ -128,8 +128,8 @@ def load_adapter(
     missing, stray = expected - set(weights), set(weights) - expected
     if missing or stray:
         raise ValueError(
-            f"Expected the weights that {adapter / 'adapter_config.json'} describes, but {len(missing)} are missing and "
-            f"{len(stray)} are no part of it, such as {min(missing | stray)}. Save or download the adapter again."
+            f"Expected the weights that {adapter / 'adapter_config.json'} describes, but {len(missing)} are missing "
+            f"and {len(stray)} are no part of it, such as {min(missing | stray)}. Save or download the adapter again."
         )
     set_peft_model_state_dict(adapted, weights)
     _check_finite(adapted, adapter)

@@ -200,10 +200,22 @@ class GaVaMoEProcessor(ProcessorMixin):
             return POPULATION_ID
         return self.known_index(kind, raw, f"Pass {kind}=None to explain for the population instead.")
 
-    def known_index(self, kind: str, raw: str | int, remedy: str) -> int:
+    def known_id(self, kind: str, raw: str | int | float) -> str | None:
+        """
+        A raw id of a `kind`, `"user"` or `"item"`, as it is known; `None` if it is not. A whole number that a table
+        wrote as 3.0, as it does beside an empty cell, is the id 3 where no other one has that name.
+        """
+        text, whole = str(raw), str(raw).removesuffix(".0")
+        if text in self._indices[kind]:
+            return text
+        # Of more than 15 digits, a float may have been another number
+        is_whole = text != whole and len(whole) <= 15 and whole.removeprefix("-").isdecimal()
+        return whole if is_whole and whole in self._indices[kind] else None
+
+    def known_index(self, kind: str, raw: str | int | float, remedy: str) -> int:
         """Row of a raw id of a `kind`, `"user"` or `"item"`. `ValueError`, which ends in `remedy`, if not known."""
         raw = id_text(kind, raw)
-        index = self._indices[kind].get(str(raw))
+        index = self._indices[kind].get(self.known_id(kind, raw))
         if index is None:
             known = self.users if kind == "user" else self.items
             close = difflib.get_close_matches(str(raw), known[:100_000], n=3)

@@ -3,8 +3,9 @@
 import ast
 import difflib
 import json
+import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import pyarrow as pa
 
 from .errors import DataError, show_names, show_rows, show_value
 from .readers import SPLIT_ALIASES, RawRecords
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = ("user", "item", "rating", "feature", "explanation")
 REQUIRED = ("user", "item", "rating", "explanation")
@@ -25,6 +28,17 @@ _COMMON_NAMES = {
     "explanation": ("reviewtext", "review", "text", "review_text", "sentence", "reason", "summary"),
 }
 _LEVEL_TOLERANCE = 1e-6
+# More different ratings than this are no levels
+LEVELS_SHOWN = 21
+# From this share of ratings off the scale on, the scale is likely to be another one
+_OTHER_SCALE = 0.05
+# From here on, floats skip whole numbers: other ids have become the same one
+_FLOAT_LIMIT = 2**53
+_WHOLE_NUMBER = re.compile(r"-?\d+\.0+")
+# How tables write whole numbers that were floats ("7.656119797098248e+16"), and spreadsheets long ones
+_ROUNDED_NUMBER = re.compile(r"-?\d+(\.\d+)?e\+\d+", re.IGNORECASE)
+# How table programs write an id that is missing, and a few people's names
+_MISSING_WORDS = frozenset(("nan", "none", "null", "<na>", "n/a"))
 
 
 def check_columns(records: RawRecords, names: Mapping[str, str]) -> None:
@@ -149,33 +163,65 @@ def _row_error(
 
 def _clean_ids(records: RawRecords, name: str) -> list[str]:
     values = records.columns[name]
-    kinds = set(map(type, values))
-    if kinds == {str}:
-        ids: list[Any] = values
-        # A table program writes whole numbers as 3.0 once one of the column's cells was empty.
-        if records.is_text and all(value.endswith(".0") and value[:-2].isdigit() for value in values):
-            ids = [value[:-2] for value in values]
-    elif kinds == {int}:
-        ids = list(map(str, values))
-    else:
-        ids = list(map(_id_text, values))
+    limit = records.float_limits.get(name, _FLOAT_LIMIT)
+    # In a column of text alone, "1.0" may stand beside "v1"
+    are_numbers = records.is_text and all(map(_WHOLE_NUMBER.fullmatch, values))
+    ids = [_id_text(value, are_numbers, limit) for value in values]
     bad = [index for index, value in enumerate(ids) if not value or value.isspace()]
     if bad:
         remedy = "Give these rows an id, or drop them."
+        if any(lost_digits(values[index], limit) for index in bad):
+            remedy = (
+                f"Whole numbers from {limit:,} on lose digits as floats, so that ids become others. Read the column as "
+                "text where it comes from (in pandas with dtype=str), and write it again."
+            )
+        elif all(not isinstance(values[index], str) and _is_there(values[index]) for index in bad):
+            remedy = "Make the column one of text or whole numbers, with astype(str) in pandas or cast in datasets."
         raise _row_error(records, name, values, bad, "an id (a non-empty string or a whole number)", remedy)
+    if missing := sum(value.lower() in _MISSING_WORDS for value in ids):
+        logger.warning(
+            "%s: column %r: %d rows have an id such as 'nan', which is taken for a name; where it stands for none, "
+            "drop these rows",
+            records.where,
+            name,
+            missing,
+        )
     return ids
 
 
-def _id_text(value: Any) -> str | None:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
+def _id_text(value: Any, are_numbers: bool = False, limit: int = _FLOAT_LIMIT) -> str | None:
+    """
+    The id that a value of any source stands for.
+
+    Args:
+        value: A text, a whole number, or a float that is one, as tables write them once one of a column's cells is
+            empty.
+        are_numbers (`bool`, defaults to `False`): Whether the text "3.0" is the number 3.
+        limit (`int`, *optional*): Above it, a float's whole numbers are not exact.
+
+    Returns:
+        `str` or `None`: `None` where it is no id, or none that can be known any more ([`lost_digits`]).
+    """
+    if isinstance(value, bool) or lost_digits(value, limit):
         return None
+    if isinstance(value, str):
+        return value.partition(".")[0] if are_numbers and _WHOLE_NUMBER.fullmatch(value) else value
     if isinstance(value, int):
         return str(value)
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return None
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else None
+
+
+def _is_there(value: Any) -> bool:
+    # NaN is how pandas writes a missing value
+    return value is not None and value == value
+
+
+def lost_digits(value: Any, limit: int = _FLOAT_LIMIT) -> bool:
+    """Whether a value is a whole number that has been a float and was too large for one, so that it is another now."""
+    if isinstance(value, str):
+        is_large = len(value) > 15 and _WHOLE_NUMBER.fullmatch(value) and abs(float(value)) >= limit
+        return bool(is_large or ("+" in value and _ROUNDED_NUMBER.fullmatch(value)))
+    return isinstance(value, float) and value.is_integer() and abs(value) >= limit
 
 
 def _clean_ratings(records: RawRecords, name: str, levels: Sequence[float]) -> np.ndarray:
@@ -189,10 +235,28 @@ def _clean_ratings(records: RawRecords, name: str, levels: Sequence[float]) -> n
         nearest = np.where(ratings - lower <= upper - ratings, lower, upper)
         bad = np.flatnonzero(~(np.abs(ratings - nearest) <= _LEVEL_TOLERANCE))
     if len(bad):
-        expected = f"a rating among {', '.join(f'{level:g}' for level in levels)}"
+        expected = f"a rating among {show_levels(levels)}"
         remedy = "Correct or drop these rows, or pass rating_levels=(...) where the scale is another one."
+        others = {rating for rating in ratings[bad].tolist() if np.isfinite(rating)}
+        # More than a slip or two: it is most likely another scale
+        if others and len(others) <= LEVELS_SHOWN and len(bad) > _OTHER_SCALE * len(ratings):
+            remedy = (
+                f"{len(bad) / len(ratings):.0%} of the ratings are {show_levels(others)}: if that is the scale, pass "
+                f"rating_levels ({levels_option([*levels, *others])}); else correct or drop these rows."
+            )
         raise _row_error(records, name, values, bad.tolist(), expected, remedy, _show_rating)
     return nearest
+
+
+def show_levels(levels: Collection[float]) -> str:
+    """Ratings in order, cut where there are so many that they are no levels."""
+    ordered = [f"{level:.10g}" for level in sorted(levels)]
+    return ", ".join(ordered[:LEVELS_SHOWN]) + (" and others" if len(ordered) > LEVELS_SHOWN else "")
+
+
+def levels_option(levels: Collection[float]) -> str:
+    """The option of the command line that makes ratings a scale."""
+    return "--rating_levels " + show_levels(set(levels)).replace(",", "")
 
 
 def _rating_number(value: Any) -> float:
@@ -226,7 +290,7 @@ def _clean_features(records: RawRecords, name: str) -> list[list[str]]:
 
 def _feature_words(value: Any) -> list[str] | None:
     """Return the feature's words, or `None` where the value is neither a word, a list of them nor missing."""
-    if value is None or value != value:  # NaN: how pandas writes a missing string
+    if not _is_there(value):
         return []
     words = [value] if isinstance(value, str) else value
     if not isinstance(words, list | tuple) or not all(isinstance(word, str) or word is None for word in words):

@@ -1,13 +1,14 @@
 """Read records from files, folders, data sets and the Hub into plain columns; checks.py checks them."""
 
 import csv
+import io
 import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import datasets
 import pyarrow.parquet
@@ -24,6 +25,8 @@ SPLIT_ALIASES = {
     "dev": "validation",
     "test": "test",
 }
+# By their bits, the whole number up to which floats shorter than Python's are exact
+_SHORT_FLOATS = {16: 2**11, 32: 2**24}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -40,6 +43,7 @@ class RawRecords:
         row_numbers (`list[int]` or `None`): The number of each row in its file; `None` counts from 1.
         unit (`str`): What the numbers count, `"row"` or `"line"`.
         is_text (`bool`): Whether the source holds text alone (CSV), so that types are not known.
+        float_limits (`dict[str, int]`): By column of short floats, the whole number up to which they are exact.
     """
 
     where: str
@@ -49,6 +53,7 @@ class RawRecords:
     row_numbers: list[int] | None = None
     unit: str = "row"
     is_text: bool = False
+    float_limits: dict[str, int] = field(default_factory=dict)
 
     def number(self, index: int) -> int:
         """Return the number that a message gives to the row at `index`."""
@@ -172,14 +177,23 @@ def _read_dataset(source: Any, where: str, wanted: Collection[str]) -> RawRecord
     if not isinstance(source, datasets.Dataset):
         raise DataError(
             f"{where}: expected a Dataset, but got a value of type {type(source).__name__}. Make it one "
-            "first: an IterableDataset with Dataset.from_generator, a list of records with Dataset.from_list."
+            "first: an IterableDataset with Dataset.from_generator, a list of records with Dataset.from_list, a pandas "
+            "DataFrame with Dataset.from_pandas."
         )
     present = [name for name in source.column_names if name in wanted]
-    columns: dict[str, list[Any]] = {}
-    if source.num_rows and present:
-        table = source.select_columns(present).with_format("arrow")[:]
-        columns = {name: table[name].to_pylist() for name in present}
-    return _not_empty(RawRecords(where, columns, list(source.column_names), source.num_rows))
+    has_values = source.num_rows and present
+    table = source.select_columns(present).with_format("arrow")[:] if has_values else pyarrow.table({})
+    return _not_empty(_from_arrow(where, table, list(source.column_names), source.num_rows))
+
+
+def _from_arrow(where: str, table: pyarrow.Table, found: list[str], num_rows: int) -> RawRecords:
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    limits = {
+        entry.name: _SHORT_FLOATS[entry.type.bit_width]
+        for entry in table.schema
+        if pyarrow.types.is_floating(entry.type) and entry.type.bit_width in _SHORT_FLOATS
+    }
+    return RawRecords(where, columns, found, num_rows, float_limits=limits)
 
 
 def _read_file(path: Path, wanted: Collection[str]) -> RawRecords:
@@ -220,27 +234,52 @@ def _read_parquet(path: Path, wanted: Collection[str]) -> RawRecords:
             f"{path}: expected a Parquet file, but reading it failed with {type(error).__name__}: {error}. "
             "Write the file again."
         ) from error
-    columns = {name: table[name].to_pylist() for name in table.column_names}
-    return RawRecords(str(path), columns, found, num_rows)
+    return _from_arrow(str(path), table, found, num_rows)
 
 
-def _encoding_error(path: Path) -> DataError:
+def as_utf8(file: IO[bytes]) -> IO[bytes]:
+    """
+    The bytes of an open file from its start, in UTF-8: spreadsheets save "Unicode text" as UTF-16. Byte order marks are
+    left out. What is in UTF-16 or UTF-32 is held in memory.
+
+    Raises:
+        UnicodeDecodeError: The file begins as UTF-16 or UTF-32 and does not go on so.
+    """
+    start = file.read(4)
+    # For UTF-16 without a byte order mark, by the zeros beside its first characters
+    encoding = json.detect_encoding(start)
+    file.seek(3 if encoding == "utf-8-sig" else 0)
+    if encoding.startswith("utf-8"):
+        return file
+    with file:
+        return io.BytesIO(file.read().decode(encoding).encode("utf-8", "surrogatepass"))
+
+
+def _encoding_error(path: Path, error: UnicodeDecodeError) -> DataError:
+    if not error.encoding.startswith("utf-8"):
+        return DataError(
+            f"{path}: expected UTF-8, or {error.encoding[:6].upper()} as the file begins, but got {error.reason} at "
+            f"byte {error.start}. The file may have been cut: get it again, or write it again in UTF-8."
+        )
     bad: list[tuple[int, str]] = []
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                bad.append((number, f"the byte 0x{line[error.start]:02x}"))
+            except UnicodeDecodeError as bad_line:
+                bad.append((number, f"the byte 0x{line[bad_line.start]:02x}"))
     return DataError(
-        f"{path}: expected UTF-8, but got {show_rows(bad, len(bad), 'line')}. Write the file again in UTF-8, "
-        "for example with: iconv -f LATIN1 -t UTF-8."
+        f"{path}: expected UTF-8, but got {show_rows(bad, len(bad), 'line')}. Write the file again in UTF-8; "
+        "what a spreadsheet in a Western language wrote is read by: iconv -f WINDOWS-1252 -t UTF-8."
     )
 
 
 def _read_json(path: Path, wanted: Collection[str]) -> RawRecords:
-    with path.open("rb") as file:
-        start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    try:
+        with as_utf8(path.open("rb")) as file:
+            start = file.read(4096).lstrip()
+    except UnicodeDecodeError as error:
+        raise _encoding_error(path, error) from None
     rows = _json_array_rows(path) if start.startswith(b"[") else _json_line_rows(path)
     unit = "row" if start.startswith(b"[") else "line"
     columns: dict[str, list[Any]] = {name: [] for name in wanted}
@@ -277,12 +316,12 @@ class _Broken:
 def _json_line_rows(path: Path) -> Iterator[tuple[int, Any]]:
     # Lines are cut at b"\n" alone: str.splitlines would also cut at characters, such as U+2028, that JSON
     # allows inside a string.
-    with path.open("rb") as file:
+    with as_utf8(path.open("rb")) as file:
         for number, line in enumerate(file, start=1):
             try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError:
-                raise _encoding_error(path) from None
+                text = line.decode()
+            except UnicodeDecodeError as error:
+                raise _encoding_error(path, error) from None
             if not text.strip():
                 continue
             try:
@@ -293,12 +332,12 @@ def _json_line_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _json_array_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    with as_utf8(path.open("rb")) as file:
+        content = file.read()
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise _encoding_error(path) from None
-    try:
-        rows = json.loads(text)
+        rows = json.loads(content.decode())
+    except UnicodeDecodeError as error:
+        raise _encoding_error(path, error) from None
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path}: expected a JSON array of objects, but got broken JSON ({error}). Correct it there, or "
@@ -308,11 +347,11 @@ def _json_array_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _read_csv(path: Path, wanted: Collection[str]) -> RawRecords:
-    # utf-8-sig, because spreadsheets put a byte order mark before the first column's name.
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
+    with path.open("rb") as raw:
         number = 0
         try:
+            file = io.TextIOWrapper(as_utf8(raw), encoding="utf-8", newline="")
+            reader = csv.reader(file, strict=True)
             found = next(reader, [])
             present = _csv_columns(path, found, wanted)
             columns: dict[str, list[Any]] = {name: [] for name in present}
@@ -327,8 +366,8 @@ def _read_csv(path: Path, wanted: Collection[str]) -> RawRecords:
                     continue
                 for append, position in appends:
                     append(row[position])
-        except UnicodeDecodeError:
-            raise _encoding_error(path) from None
+        except UnicodeDecodeError as error:
+            raise _encoding_error(path, error) from None
         except csv.Error as error:
             raise DataError(
                 f"{path}: expected valid CSV, but row {number + 1} (line {reader.line_num}) is broken: "

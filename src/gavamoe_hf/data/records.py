@@ -37,6 +37,11 @@ def load_records(
     """
     Load records, check every value, and make sure that there are three splits that fit together (3.1).
 
+    A record that repeats an earlier one (same user, item, rating and explanation) is dropped, with a warning: within a
+    split it would count twice, and of train and a held-out split the latter would test what was learned by heart. Those
+    of train stay, and a held-out split that has no others stays whole. Pairs of which train and a held-out split have
+    different texts are kept, and counted in a warning.
+
     A source without splits is split by its column `split` where it has one, else 8:1:1 at random with
     [`random_split`]. Where only validation or only test is missing, it is cut out of train, with a warning.
 
@@ -85,9 +90,10 @@ def load_records(
     tables = {split: clean_table(part, names, levels) for split, part in parts.items()}
     if is_unsplit:
         tables = _divide(parts["train"], tables["train"], names.get(_SPLIT_COLUMN))
+    tables = _drop_repeats(tables)
     tables = _complete_splits(tables, split_seed)
     tables = _check_held_out(tables, drop=unknown_held_out == "drop")
-    _warn_contradictions(tables)
+    _warn_repeated_pairs(tables)
     return DatasetDict({split: Dataset(tables[split], split=NamedSplit(split)) for split in SPLITS})
 
 
@@ -241,8 +247,33 @@ def _check_held_out(tables: dict[str, pa.Table], *, drop: bool) -> dict[str, pa.
     return checked
 
 
-def _warn_contradictions(tables: dict[str, pa.Table]) -> None:
-    """Warn of pairs of user and item that have different ratings in different splits."""
+def _drop_repeats(tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
+    """Drop records that an earlier one, of train before validation and test, holds already."""
+    names = [split for split in SPLITS if split in tables]
+    key = ["user", "item", "rating", "explanation"]
+    frame = pd.concat([tables[split].select(key).to_pandas() for split in names], ignore_index=True)
+    ends = np.cumsum([tables[split].num_rows for split in names])
+    checked = {}
+    for split, repeated in zip(names, np.split(frame.duplicated().to_numpy(), ends[:-1]), strict=True):
+        # All of them: the same records are passed twice on purpose, to see a model learn by heart
+        checked[split] = tables[split] if repeated.all() else tables[split].filter(pa.array(~repeated))
+        if repeated.any():
+            first = tables[split].slice(int(repeated.argmax()), 1).to_pylist()[0]
+            logger.warning(
+                "%s %d of %d records of %s that repeat an earlier one, of train before the others: the same user, "
+                "item, rating and explanation, such as user %r and item %r",
+                "keeping all" if repeated.all() else "dropping",
+                repeated.sum(),
+                len(repeated),
+                split,
+                first["user"],
+                first["item"],
+            )
+    return checked
+
+
+def _warn_repeated_pairs(tables: dict[str, pa.Table]) -> None:
+    """Warn of pairs of user and item that several splits have, with other texts or even other ratings."""
     frames = [
         tables[split].select(["user", "item", "rating"]).to_pandas().assign(split=number)
         for number, split in enumerate(SPLITS)
@@ -254,6 +285,16 @@ def _warn_contradictions(tables: dict[str, pa.Table]) -> None:
     if frame.empty:
         return
     varied = frame.groupby("pair")[["rating", "split"]].nunique()
+    in_train = set(frame.loc[frame["split"] == 0, "pair"])
+    leaking = frame[(frame["split"] > 0) & frame["pair"].isin(in_train)]
+    if len(leaking):
+        logger.warning(
+            "%d records of validation and test are of pairs of user and item that train has with another explanation, "
+            "such as user %r and item %r: they are kept, but are no test of new pairs",
+            len(leaking),
+            leaking.iloc[0]["user"],
+            leaking.iloc[0]["item"],
+        )
     contradicting = varied.index[(varied["rating"] > 1) & (varied["split"] > 1)]
     if not len(contradicting):
         return

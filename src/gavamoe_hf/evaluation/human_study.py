@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.checks import _id_text
 from ..data.errors import DataError, show_names, show_value
 from ..data.readers import read_source
 from .predict import write_json, write_text
@@ -170,9 +171,9 @@ def _check_row(row: dict[str, Any], where: str) -> dict[str, Any]:
 
     row = dict.fromkeys(("rating", "feature", "item_title")) | row
     for name in ("user", "item"):
-        is_id = isinstance(row[name], str | int) and not isinstance(row[name], bool) and row[name] != ""
-        expect(is_id, name, "an id")
-        row[name] = str(row[name])
+        text = _id_text(row[name])
+        expect(bool(text), name, "an id")
+        row[name] = text
     for name in ("reference", "prediction"):
         expect(isinstance(row[name], str), name, "a text")
     rating, features = row["rating"], row["feature"]

@@ -14,7 +14,9 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 
 from ..data import DataError
+from ..data.checks import _id_text
 from ..data.errors import show_value
+from ..data.readers import as_utf8
 
 REQUIRED_KEYS = ("user", "item", "reference", "prediction")
 OPTIONAL_KEYS = ("feature", "rating", "predicted_rating")
@@ -105,13 +107,13 @@ def read_predictions(path: str | os.PathLike[str]) -> Iterator[PredictionRecord]
         `OSError`: If the file cannot be read.
     """
     # Cut at b"\n" alone: str.splitlines also cuts at characters that JSON allows inside a string
-    with open(path, "rb") as file:
+    with as_utf8(open(path, "rb")) as file:
         for number, line in enumerate(file, start=1):
             where = f"{path}, line {number}"
             if line.isspace():
                 continue
             try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                row = json.loads(line.decode())
             except (ValueError, RecursionError) as error:
                 raise DataError(
                     f"{where}: expected a JSON object, but got broken JSON ({error}). Correct it."
@@ -235,12 +237,18 @@ def _plain(text: str) -> str:
 
 
 def _record(row: dict[str, Any], number: int, where: str) -> PredictionRecord:
+    ids = {key: _id_text(row.get(key)) for key in ("user", "item")}
     missing = [key for key in REQUIRED_KEYS if row.get(key) is None]
     if missing:
         raise DataError(
             f"{where}: expected the keys {', '.join(REQUIRED_KEYS)}, but {', '.join(missing)} is missing or null. "
             "Write an empty string where nothing was generated."
         )
+    for key, value in ids.items():
+        if value is None:
+            raise DataError(
+                f"{where}: expected {key!r} as a string or a whole number, but got {show_value(row[key])}. Correct it."
+            )
     for key in ("reference", "prediction"):
         if not isinstance(row[key], str):
             raise DataError(f"{where}: expected {key!r} as a string, but got {show_value(row[key])}. Correct it.")
@@ -255,9 +263,7 @@ def _record(row: dict[str, Any], number: int, where: str) -> PredictionRecord:
             )
         features = tuple(word.strip() for word in words if word.strip())
     ratings = {key: _rating(row[key], key, where) for key in ("rating", "predicted_rating") if row.get(key) is not None}
-    return PredictionRecord(
-        number, str(row["user"]), str(row["item"]), row["reference"], row["prediction"], features, **ratings
-    )
+    return PredictionRecord(number, ids["user"], ids["item"], row["reference"], row["prediction"], features, **ratings)
 
 
 def _rating(value: Any, key: str, where: str) -> float:

@@ -18,6 +18,7 @@ _MAX_FEATURE_WORDS = 3
 # Of the Penn Treebank, as English models have them; not names
 _NOUN_TAGS = ("NN", "NNS")
 _ADJECTIVE_TAGS = ("JJ", "JJR", "JJS")
+_HYPHENS = ("-", "\u2010", "\u2011")
 
 
 def word_set(text: str) -> frozenset[str]:
@@ -33,7 +34,8 @@ GENERIC_NOUNS = word_set(
     son daughter kid kids child children boy girl brother sister dad mom family everything something anything nothing
     stuff review reviews reviewer reviewers star stars money dollar dollars buck bucks reason reasons fact point end
     idea problem problems issue issues question questions need needs world life today tomorrow hand hands place example
-    luck thanks works number amount rest half couple piece level option options word words user users customer customers
+    luck thanks works job number amount rest half couple piece level option options word words user users customer
+    customers
     """
 )
 # Adjectives that say which, how many or when, and nothing about how it is; "sound" is nearly always the noun
@@ -84,7 +86,8 @@ def spacy_extractor(model: str) -> Extractor:
     Pairs by dependency parse: an adjective before its noun ("great sound"), one after its subject ("the sound is
     great", "sounds great"), and those joined to either ("clear and warm"); also "works perfectly", "I love the design",
     "happy with the finish", and the verb of "easy to use". A noun comes with the nouns that it is compounded with
-    ("power supply"), and also alone. "not" and "too" belong to an opinion.
+    ("power supply"), and also alone; of a hyphenated word only the whole, where it ends in the noun. "not" and "too"
+    belong to an opinion.
 
     Features are lower-cased and otherwise as the sentence writes them, so that the metrics that look for a feature in
     a text find it. Which nouns and adjectives never count is in `GENERIC_NOUNS` and `GENERIC_ADJECTIVES`. The rules
@@ -145,33 +148,54 @@ def _pairs(doc: Any) -> Iterator[tuple[str, str]]:
                 yield noun.lower_, opinion
         if noun.tag_ not in _NOUN_TAGS or not noun.is_alpha or len(noun) < 3 or noun.lower_ in GENERIC_NOUNS:
             continue
-        features = _features(noun)
-        for opinion in _opinions(noun):
+        if _is_joined(noun, 1):
+            continue
+        start = _word_start(noun)
+        features = _features(noun, start)
+        for opinion in _opinions(noun, start):
             for feature in features:
                 yield feature, opinion
 
 
-def _features(noun: Any) -> list[str]:
-    """The noun with what it is compounded with, and alone."""
-    first = noun.i
-    while first > 0 and noun.i - first + 1 < _MAX_FEATURE_WORDS:
+def _is_joined(token: Any, step: int) -> bool:
+    """Whether a hyphen joins a token to the one after (`step` 1) or before it (-1): "big-screen" is three tokens."""
+    other = token.i + 2 * step
+    if not 0 <= other < len(token.doc):
+        return False
+    hyphen = token.nbor(step)
+    return hyphen.text in _HYPHENS and not hyphen.whitespace_ and not token.doc[min(token.i, other)].whitespace_
+
+
+def _word_start(noun: Any) -> int:
+    """Where the hyphenated word begins that ends in a noun; that of the noun itself where there is none."""
+    first = noun
+    while _is_joined(first, -1):
+        first = first.nbor(-2)
+    return first.i
+
+
+def _features(noun: Any, start: int) -> list[str]:
+    """The noun, from the start of its word, with what it is compounded with, and alone."""
+    first = start
+    while first > 0 and start - first + 1 < _MAX_FEATURE_WORDS:
         left = noun.doc[first - 1]
         # An adjacent noun of the same compound; names of makers are no features
         if (
             left.dep_ != "compound"
             or left.tag_ not in _NOUN_TAGS
             or not left.is_alpha
+            or _is_joined(left, -1)
             or not left.i < left.head.i <= noun.i
         ):
             break
         first -= 1
-    return [noun.doc[start : noun.i + 1].text.lower() for start in sorted({first, noun.i})]
+    return [noun.doc[start : noun.i + 1].text.lower() for start in sorted({first, start})]
 
 
-def _opinions(noun: Any) -> Iterator[str]:
-    """The opinions on a noun, from what it hangs on and what hangs on it."""
+def _opinions(noun: Any, start: int) -> Iterator[str]:
+    """The opinions on a noun, from what it hangs on and what hangs on it, outside its own word."""
     head = noun.head
-    found = [(child, head) for child in noun.children if child.dep_ == "amod"]
+    found = [(child, head) for child in noun.children if child.dep_ == "amod" and not start <= child.i < noun.i]
     # "sound and price are great": the second noun hangs on the first
     subject = head if noun.dep_ == "conj" else noun
     if subject.dep_ == "nsubj":
@@ -195,8 +219,9 @@ def _opinions(noun: Any) -> Iterator[str]:
 def _opinion(word: Any, verb: Any) -> str | None:
     text = word.lower_
     is_opinion = word.tag_ in _ADJECTIVE_TAGS or text in EVALUATING_ADVERBS or text in LIKING_VERBS or text in FEELINGS
-    if not is_opinion or not word.is_alpha or text in GENERIC_ADJECTIVES:
+    if not is_opinion or not word.is_alpha or text in GENERIC_ADJECTIVES or _is_joined(word, 1):
         return None
+    text = word.doc[_word_start(word) : word.i + 1].text.lower()
     if any(child.lower_ == "too" for child in word.children):
         text = f"too {text}"
     is_negated = any(child.dep_ == "neg" for part in (word, verb) for child in part.children)

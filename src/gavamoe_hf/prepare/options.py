@@ -40,6 +40,10 @@ class PrepareArguments:
         default_factory=lambda: [1, 2, 3, 4, 5],
         metadata={"help": "The ratings that may occur. Reviews with others are dropped."},
     )
+    max_off_scale: float = field(
+        default=0.05,
+        metadata={"help": "Largest share of reviews with ratings not in `rating_levels`; with more, nothing is made."},
+    )
     max_bad_lines: float = field(
         default=0.01, metadata={"help": "Largest share of lines that cannot be read; with more, nothing is made."}
     )

@@ -10,6 +10,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tqdm.auto import tqdm
 from ..evaluation.predict import write_text
 from .extraction import load_function, spacy_extractor
 from .options import PrepareArguments
-from .sentences import Candidate, choose_candidate, find_candidates, side_of
+from .sentences import Candidate, choose_candidate, find_candidates, item_names, points_at_item, side_of
 from .sources import BadLine, Review, ReviewReader
 
 logger = logging.getLogger(__name__)
@@ -161,23 +162,45 @@ def _read_parts(parts: Path) -> Iterator[dict[str, Any]]:
         number += 1
 
 
-def choose_records(parts: Path, min_feature_count: int) -> tuple[Dataset, Counter[str], Counter[str]]:
-    """The records, the reviews that gave none by why, and the sentences by what became of them."""
+@dataclass
+class Choice:
+    """
+    The records, and what [`choose_records`] counted.
+
+    Attributes:
+        dataset (`Dataset`): The records.
+        dropped (`Counter[str]`): The reviews that gave none, by why.
+        sentences (`Counter[str]`): The sentences, by what became of them.
+        names (`list[str]`): Features that are taken for names of the item, the commonest first.
+    """
+
+    dataset: Dataset
+    dropped: Counter[str]
+    sentences: Counter[str]
+    names: list[str]
+
+
+def choose_records(parts: Path, min_feature_count: int) -> Choice:
+    """The best candidate of each review, by what all reviews tell of the features."""
     feature_counts: Counter[str] = Counter()
+    pointing_counts: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
     sentences: Counter[str] = Counter()
     for part in _read_parts(parts):
         sentences.update(part["sentences"])
         for review in part["reviews"]:
-            feature_counts.update({candidate.feature for candidate in review["candidates"]})
+            candidates = review["candidates"]
+            feature_counts.update({candidate.feature for candidate in candidates})
+            pointing_counts.update({one.feature for one in candidates if points_at_item(one.sentence, one.feature)})
             dropped.update([review["dropped"]] if review["dropped"] else [])
+    names = item_names(feature_counts, pointing_counts)
     schema = {name: pa.string() for name in ("user", "item", "rating", "feature", "explanation", "opinion")}
     schema = pa.schema({**schema, "rating": pa.float64(), "timestamp": pa.int64()})
     tables = []
     for part in _read_parts(parts):
         rows = []
         for review in part["reviews"]:
-            chosen = choose_candidate(review["candidates"], feature_counts, min_feature_count)
+            chosen = choose_candidate(review["candidates"], feature_counts, min_feature_count, names)
             if chosen is None:
                 dropped[RARE] += bool(review["candidates"])
                 continue
@@ -187,4 +210,5 @@ def choose_records(parts: Path, min_feature_count: int) -> tuple[Dataset, Counte
     table = pa.concat_tables(tables) if tables else schema.empty_table()
     if table["timestamp"].null_count == len(table):
         table = table.drop_columns("timestamp")
-    return Dataset(table), dropped, sentences
+    common = [name for name, count in feature_counts.most_common() if name in names and count >= min_feature_count]
+    return Choice(Dataset(table), dropped, sentences, common)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +21,7 @@ from ..version import __version__
 from .card import CARD_FILE, dataset_card
 from .extraction import check_spacy_model, load_function
 from .options import FORMATS, PrepareArguments
-from .parts import RARE, choose_records, find_sentences, sentiment_judge
+from .parts import RARE, Choice, choose_records, find_sentences, sentiment_judge
 from .sentences import CONTACT, NO_PAIR, NO_SENTENCE
 from .sources import ReviewReader
 from .survey import NO_TEXT, OFF_SCALE, OTHER_LANGUAGE, REPEATED, SPARSE, Survey, survey_reviews
@@ -74,11 +73,11 @@ def prepare_reviews(args: PrepareArguments) -> DatasetDict:
     _remove(output_dir, (*_OUTPUTS, PARTS_FOLDER) if args.overwrite_output_dir else ())
     _start_or_resume(output_dir, {**{name: getattr(args, name) for name in _PART_OPTIONS}, "reviews": survey.digest})
     find_sentences(reader, survey.kept, args, parts)
-    dataset, dropped, sentences = choose_records(parts, args.min_feature_count)
-    dropped.update(survey.dropped)
-    _check_some_left(len(dataset), dropped)
-    splits = random_split(dataset, seed=args.split_seed)
-    summary = _summary(args, survey, dropped, sentences, splits)
+    choice = choose_records(parts, args.min_feature_count)
+    choice.dropped.update(survey.dropped)
+    _check_some_left(len(choice.dataset), choice.dropped)
+    splits = random_split(choice.dataset, seed=args.split_seed)
+    summary = _summary(args, survey, choice, splits)
     _save(splits, summary, output_dir)
     return load_from_disk(str(output_dir))
 
@@ -97,6 +96,7 @@ def column_mapping_of(args: PrepareArguments) -> dict[str, str]:
 def _check_options(args: PrepareArguments) -> None:
     checks = {
         "format": (args.format in FORMATS, f"one of {', '.join(FORMATS)}"),
+        "max_off_scale": (0 <= args.max_off_scale <= 1, "a share from 0 to 1"),
         "max_bad_lines": (0 <= args.max_bad_lines <= 1, "a share from 0 to 1"),
         "k_core": (args.k_core >= 0, "a number of at least 0"),
         "min_words": (1 <= args.min_words <= args.max_words, "a number from 1 to max_words"),
@@ -171,9 +171,7 @@ def _check_some_left(num_left: int, dropped: Mapping[str, int]) -> None:
         )
 
 
-def _summary(
-    args: PrepareArguments, survey: Survey, dropped: Counter[str], sentences: Counter[str], splits: DatasetDict
-) -> dict[str, Any]:
+def _summary(args: PrepareArguments, survey: Survey, choice: Choice, splits: DatasetDict) -> dict[str, Any]:
     """What `prepare.json` holds."""
     everything = concatenate_datasets([splits[split] for split in SPLITS])
     options = asdict(args)
@@ -185,8 +183,10 @@ def _summary(
         "options": options,
         "lines": len(survey.kept) + survey.num_bad,
         "bad_lines": {"count": survey.num_bad, "first": [line._asdict() for line in survey.bad_lines]},
-        "dropped": {reason: dropped[reason] for reason in DROP_REASONS},
-        "sentences": dict(sorted(sentences.items())),
+        "bad_times": survey.num_bad_times,
+        "dropped": {reason: choice.dropped[reason] for reason in DROP_REASONS},
+        "sentences": dict(sorted(choice.sentences.items())),
+        "item_names": choice.names,
         "records": {split: len(splits[split]) for split in SPLITS},
         **{f"{name}s": len(everything.unique(name)) for name in ("user", "item", "feature")},
     }
@@ -214,6 +214,7 @@ def describe_summary(summary: Mapping[str, Any]) -> str:
     counts = {
         "lines read": summary["lines"],
         "no review": summary["bad_lines"]["count"],
+        **({"time not read": summary["bad_times"]} if summary["bad_times"] else {}),
         **{reason: count for reason, count in summary["dropped"].items() if count},
         "records": sum(summary["records"].values()),
         **{f"  {split}": count for split, count in summary["records"].items()},

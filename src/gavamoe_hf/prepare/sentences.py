@@ -6,7 +6,7 @@ import html
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from ..data.errors import DataError, show_value
@@ -29,9 +29,16 @@ _FIRST_PERSON = re.compile(r"\b(?:i|i'm|i've|i'd|i'll|im|ive|my|me|mine|we|our|u
 # What is added to a candidate's score, beside agreement with the rating and how common its feature is
 _COMPOUND = 0.25
 _FIRST_PERSON_PENALTY = 0.5
-_WEAK_PENALTY = 0.75
-# Features that name the item itself rather than a side of it
-_WEAK_FEATURES = word_set("product products item items purchase buy deal job gift choice experience")
+_NAME_PENALTY = 0.75
+# What stands before a noun that names the item itself: "this [old] ...", "it is a [really good] ..."
+_POINTS_AT_ITEM = re.compile(
+    r"\b(?:(?:this|these)(?: [\w-]+)?|(?:it|this|they|these)(?:['\u2019](?:s|re)| is| was| are| were)"
+    r"(?: (?:also|just|not|still|such|\w+ly))? (?:an?|the|one of the)(?: [\w-]+){0,3}) $"
+)
+_CHARACTERS_BEFORE = 60
+# From this share of its reviews on, a noun is taken for a name of the item; a few reviews more, for rare ones
+_NAME_SHARE = 0.2
+_NAME_PRIOR = 5
 
 # Why a review gives no record, from the first hurdle to the last: it counts under the last one that any of its
 # sentences came to
@@ -128,8 +135,7 @@ def find_candidates(
       it, 0 where it is neutral; where both contradict it, there is no candidate. For a rating in the middle of the
       scale, 0.5 where the opinion has a sentiment at all;
     - 0.25 for a feature of several words;
-    - -0.5 for a sentence in the first person, which explains the writer rather than the item;
-    - -0.75 for a feature that names the item itself, such as "product".
+    - -0.5 for a sentence in the first person, which explains the writer rather than the item.
 
     Args:
         texts (`Sequence[str]`): The reviews.
@@ -214,7 +220,7 @@ def _candidates(sentence: str, pairs: Sequence[tuple[str, str]], side: int, judg
         if of_sentence < 0 and of_opinion < 0:
             continue
         score = of_sentence + of_opinion - _FIRST_PERSON_PENALTY * in_first_person
-        score += _COMPOUND * (len(feature.split()) > 1) - _WEAK_PENALTY * (feature in _WEAK_FEATURES)
+        score += _COMPOUND * (len(feature.split()) > 1)
         candidates.append(Candidate(sentence, feature, opinion, score))
     return candidates
 
@@ -224,8 +230,34 @@ def _agreement(sentiment: float, side: int) -> float:
     return float(sign * side) if side else abs(sign) / 2
 
 
+def points_at_item(sentence: str, feature: str) -> bool:
+    """Whether an English sentence has a feature as what the item is: "this film ...", "it is a good film"."""
+    before, found, _ = sentence.lower().partition(feature)
+    return bool(found) and _POINTS_AT_ITEM.search(before[-_CHARACTERS_BEFORE:]) is not None
+
+
+def item_names(feature_counts: Mapping[str, int], pointing_counts: Mapping[str, int]) -> frozenset[str]:
+    """
+    The features that are names of the item rather than sides of it, such as "film" in reviews of films: of the reviews
+    that have one in a candidate, a fifth say "this film" or "it is a film". How many items share a noun would not tell:
+    as many restaurants share "food" and "service".
+
+    Args:
+        feature_counts (`Mapping[str, int]`): In how many reviews each feature is in a candidate.
+        pointing_counts (`Mapping[str, int]`): In how many of them so that [`points_at_item`].
+    """
+    return frozenset(
+        feature
+        for feature, count in pointing_counts.items()
+        if count >= _NAME_SHARE * (feature_counts[feature] + _NAME_PRIOR)
+    )
+
+
 def choose_candidate(
-    candidates: Sequence[Candidate], feature_counts: Mapping[str, int], min_feature_count: int
+    candidates: Sequence[Candidate],
+    feature_counts: Mapping[str, int],
+    min_feature_count: int,
+    names: Collection[str] = (),
 ) -> Candidate | None:
     """
     The candidate with the highest score, among those whose feature enough reviews speak of; the first of equals.
@@ -234,9 +266,11 @@ def choose_candidate(
         candidates (`Sequence[Candidate]`): Of one review.
         feature_counts (`Mapping[str, int]`): In how many reviews each feature is in a candidate.
         min_feature_count (`int`): Fewest such reviews.
+        names (`Collection[str]`, *optional*): Features that name the item itself, from [`item_names`].
 
     Returns:
-        [`Candidate`] or `None`: with how common its feature is added to its score, on a logarithmic scale from 0 to 1.
+        [`Candidate`] or `None`: with how common its feature is added to its score, on a logarithmic scale from 0 to 1,
+        and 0.75 taken off where the feature is one of `names`.
     """
     most = math.log1p(max(feature_counts.values(), default=1))
     best = None
@@ -244,7 +278,7 @@ def choose_candidate(
         count = feature_counts[candidate.feature]
         if count < min_feature_count:
             continue
-        score = candidate.score + math.log1p(count) / most
+        score = candidate.score + math.log1p(count) / most - _NAME_PENALTY * (candidate.feature in names)
         if best is None or score > best.score:
             best = candidate._replace(score=score)
     return best

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from array import array
 from collections import Counter
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..data.checks import LEVELS_SHOWN, levels_option, show_levels
 from ..data.errors import DataError, show_rows
 from .extraction import load_function
 from .filters import k_core, language_filter, last_of_each_pair
@@ -37,6 +39,7 @@ class Survey:
         dropped (`Counter`): Reviews by why they are not.
         num_bad (`int`): Lines that could not be read.
         bad_lines (`list[BadLine]`): The first of them.
+        num_bad_times (`int`): Reviews with a time that cannot be read, which go on as if they had none.
         digest (`str`): Of all reviews.
     """
 
@@ -44,6 +47,7 @@ class Survey:
     dropped: Counter[str]
     num_bad: int
     bad_lines: list[BadLine] = field(default_factory=list)
+    num_bad_times: int = 0
     digest: str = ""
 
 
@@ -56,7 +60,8 @@ def survey_reviews(reader: ReviewReader, args: PrepareArguments) -> Survey:
         args ([`PrepareArguments`]): The options; those of the filters are read.
 
     Raises:
-        DataError: More lines than `max_bad_lines` cannot be read.
+        DataError: More lines than `max_bad_lines` cannot be read, or more ratings than `max_off_scale` are not on the
+            scale.
     """
     is_in_language = _language_filter(args)
     levels = set(args.rating_levels)
@@ -64,6 +69,7 @@ def survey_reviews(reader: ReviewReader, args: PrepareArguments) -> Survey:
     # Four numbers a review, in an array because there may be many millions
     rows = array("q")
     survey = Survey(np.zeros(0, dtype=bool), Counter(), 0)
+    off_scale: Counter[float] = Counter()
     digest = hashlib.sha256()
     number = -1
     for entry in tqdm(reader, desc="Reading", unit="review", mininterval=1):
@@ -79,10 +85,15 @@ def survey_reviews(reader: ReviewReader, args: PrepareArguments) -> Survey:
             reason = OTHER_LANGUAGE
         if reason is not None:
             survey.dropped[reason] += 1
+            # Levels are few; where there are many, it is no scale of levels
+            if reason == OFF_SCALE and (entry.rating in off_scale or len(off_scale) <= LEVELS_SHOWN):
+                off_scale[entry.rating] += 1
             continue
         user, item = (code.setdefault(name, len(code)) for code, name in zip(codes, entry[:2], strict=True))
         rows.extend((number, user, item, entry.timestamp or 0))
     _check_bad_lines(survey, number + 1, args.max_bad_lines)
+    _check_scale(survey.dropped[OFF_SCALE], number + 1, off_scale, args)
+    _note_bad_times(survey, reader, number + 1)
     table = np.frombuffer(rows, dtype=np.int64).reshape(-1, 4)
     for reason, keep in (
         (REPEATED, lambda part: last_of_each_pair(part[:, 1], part[:, 2], part[:, 3])),
@@ -101,6 +112,41 @@ def _language_filter(args: PrepareArguments) -> Callable[[str], bool] | None:
     if args.language_filter is not None:
         return load_function(args.language_filter)
     return None if args.language == "none" else language_filter(args.language)
+
+
+def _check_scale(count: int, num_reviews: int, off_scale: Counter[float], args: PrepareArguments) -> None:
+    """Refuses reviews of which many are rated on another scale, by the options that would keep them."""
+    if not count:
+        return
+    message = (
+        f"{count} of {num_reviews} reviews ({count / num_reviews:.1%}) have a rating that is not among rating_levels "
+        f"({show_levels(args.rating_levels)}): {show_levels(off_scale)}"
+    )
+    keep = f"keep them, pass {levels_option([*args.rating_levels, *off_scale])}"
+    if len(off_scale) > LEVELS_SHOWN:
+        keep = "keep them, round them to a few levels first"
+    if count > args.max_off_scale * num_reviews:
+        raise DataError(
+            f"expected ratings on the scale, but {message}. To {keep}; to drop them pass --max_off_scale "
+            f"{math.ceil(100 * count / num_reviews) / 100}."
+        )
+    logger.warning("%s; they are dropped. To %s", message, keep)
+
+
+def _note_bad_times(survey: Survey, reader: ReviewReader, num_reviews: int) -> None:
+    survey.num_bad_times = reader.num_bad_times
+    if survey.num_bad_times:
+        first = reader.bad_times[0]
+        found = [(line.number, line.problem) for line in reader.bad_times if line.path == first.path]
+        logger.warning(
+            "%d of %d reviews have a timestamp that can't be read, or is before 1970 or after 2100: %s: %s. They go on "
+            "without one, and of two reviews of the same user and item count as the earlier; with --column_mapping "
+            "timestamp=... another column is read",
+            survey.num_bad_times,
+            num_reviews,
+            first.path,
+            show_rows(found, max(survey.num_bad_times, len(found)), "line"),
+        )
 
 
 def _check_bad_lines(survey: Survey, num_reviews: int, max_share: float) -> None:
