@@ -275,7 +275,7 @@ def test_the_command_says_what_is_missing(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "gavamoe_hf.demo.page", raising=False)
     assert main(["demo", "--model", "nowhere"]) == 1
-    assert 'pip install "gavamoe-hf[demo]"' in capsys.readouterr().err
+    assert 'pip install ".[demo]"' in capsys.readouterr().err
 
 
 def test_a_dense_model_has_no_experts_to_show(processor):
