@@ -235,7 +235,8 @@ def test_quickstart_knows_the_metrics(synthetic, pair):
 
 
 @pytest.mark.parametrize("document", WITH_PYTHON)
-def test_python_of_the_documents_runs_in_order(document, checkpoint, capsys):
+def test_python_of_the_documents_runs_in_order(document, checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     snippets = blocks(document, "python")
     # A guide goes on from what the README loaded
     namespace: dict = {}
