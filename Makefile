@@ -6,10 +6,10 @@ PYTHON ?= python3
 STAMP := $(VENV)/.gavamoe-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install test quickstart benchmark gpu-check docs lint format
+.PHONY: help install test test-lowest release-check quickstart benchmark gpu-check docs lint format
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP)  ## Make the virtual environment and install the package with its extras, at the tested versions
 
@@ -22,6 +22,12 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: $(STAMP)  ## Run the tests
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-lowest:  ## Run a core of the tests with the lowest versions that pyproject.toml allows
+	PYTHON=$(PYTHON) .ci/test-lowest
+
+release-check:  ## Build the package, check it, and try it in a fresh environment
+	PYTHON=$(PYTHON) .ci/release-check
 
 quickstart: $(STAMP)  ## Train, generate and score a small model end to end
 	$(VENV)/bin/python examples/quickstart.py --output_dir outputs/quickstart

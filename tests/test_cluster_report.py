@@ -346,7 +346,7 @@ def test_command_says_what_is_wrong(folders, tmp_path, capsys, monkeypatch):
     assert "Expected records of users that the model knows" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert command(folders, "--output_dir", str(tmp_path / "out")) == 1
-    assert "pip install gavamoe-hf[plots]" in capsys.readouterr().err
+    assert 'pip install ".[plots]"' in capsys.readouterr().err
     assert (tmp_path / "out" / "clusters.md").is_file()
 
 
@@ -400,7 +400,7 @@ def test_a_run_survives_without_matplotlib(finished_run, tmp_path, monkeypatch, 
     with caplog.at_level(logging.WARNING, logger=pipeline.logger.name):
         assert finished_run() == {"bleu_4": 1.0}
     (line,) = [record.getMessage() for record in caplog.records if record.name == pipeline.logger.name]
-    assert line.startswith("Left out latent_space.png: ") and "pip install gavamoe-hf[plots]" in line
+    assert line.startswith("Left out latent_space.png: ") and 'pip install ".[plots]"' in line
     assert {path.name for path in tmp_path.iterdir()} == RUN_FILES | {"clusters.json", "clusters.md", "README.md"}
 
 

@@ -101,6 +101,10 @@ class Visitor:
     def check_fit(self):
         """That nothing is wider than the screen, and everything has a name."""
         assert self.browser.execute_script("return document.documentElement.scrollWidth") == WIDTH
+        script = (
+            "return [...document.querySelectorAll('.scroll')].filter((part) => part.scrollWidth > part.clientWidth)"
+        )
+        assert self.browser.execute_script(script) == []
         fields = self.browser.find_elements("css selector", "input, textarea, select, button:not([tabindex='-1'])")
         shown = [field for field in fields if field.is_displayed()]
         assert [field.get_attribute("outerHTML") for field in shown if not field.accessible_name.strip()] == []
@@ -125,6 +129,13 @@ def test_page_in_a_browser(browser, service, address, monkeypatch):
     browser.get(address)
     visitor.wait(lambda: browser.find_elements("id", "person-view"))
     assert browser.find_element("tag name", "h1").text == "Strings & things"
+    visitor.check_fit()
+
+    # Someone who knows no id begins with one that is there
+    visitor.tab_to("U0")
+    visitor.press(visitor.keys.SPACE)
+    visitor.wait_for("person-view", "User U0")
+    visitor.wait(lambda: browser.find_element("css selector", "#user input").get_attribute("value") == "U0")
     visitor.check_fit()
 
     # Of 3,008 ids the browser has a few, and those that match what is typed

@@ -66,6 +66,16 @@ def test_ids_that_are_not_known_get_a_sentence(service, typed, message):
         service.known_user(typed)
 
 
+def test_there_are_ids_to_begin_with(model, processor):
+    """Of the records those with the most, of which the model may not know all; then the first that it knows."""
+    rows = [("stranger", "I8"), ("stranger", "I8"), ("stranger", "I8"), ("U5", "I2"), ("U5", "I8"), ("U1", "I2")]
+    records = Dataset.from_list([{"user": user, "item": item, "rating": 4.0, "explanation": ""} for user, item in rows])
+    service = DemoService(model, processor, records)
+    assert service.examples("user") == [*dict.fromkeys(["U5", "U1", *processor.users])][:5]
+    assert service.examples("item") == [*dict.fromkeys(["I8", "I2", *processor.items])][:5]
+    assert DemoService(model, processor).examples("user") == processor.users[:5]
+
+
 def test_a_known_user_comes_with_their_history(service):
     person = service.known_user(" U0 ")
     assert person.user == "U0" and person.model is service.model
@@ -249,16 +259,19 @@ def test_texts_are_escaped(model, processor):
 
 
 def test_the_heat_map_is_a_table_of_numbers():
+    # Each cell says whose it is, since the row may go over several lines
     html = render._experts([[0.5, 0.25, 0.25], [0.0, 0.0, 1.0]])
     assert html.count("<tr>") == 3 and html.count('scope="col"') == 4 and html.count('scope="row"') == 2
     assert '#0b57d0 35%, white)">50</td>' in html and '#0b57d0 70%, white)">100</td>' in html
     assert '#0b57d0 0%, white)">0</td>' in html
+    assert html.count('<td data-expert="2" style="background:') == 2
     assert "layers are dense" in render._experts(None)
 
 
 def test_long_histories_are_cut():
     html = render._history([Rated(f"I{row}", 4.5, (), "long " * 100) for row in range(60)])
-    assert "50 of 60 rated" in html and html.count("<tr>") == 51 and "I50" not in html
+    assert "50 of 60 rated" in html and html.count("<tr>") == 52 and "I50" not in html
+    assert "<summary>45 more</summary>" in html.split(">I4<")[1].split(">I5<")[0]
     assert "…" in html and html.count("long") == 50 * 32 and ">4.5<" in html
     assert "What they said" not in render._history([Rated("I0", 4.0)])
 
@@ -275,7 +288,7 @@ def test_the_command_says_what_is_missing(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "gavamoe_hf.demo.page", raising=False)
     assert main(["demo", "--model", "nowhere"]) == 1
-    assert 'pip install "gavamoe-hf[demo]"' in capsys.readouterr().err
+    assert 'pip install ".[demo]"' in capsys.readouterr().err
 
 
 def test_a_dense_model_has_no_experts_to_show(processor):

@@ -115,7 +115,7 @@ def test_xrec(encoder: str, bert_score, baseline: str) -> None:
 class TestErrors:
     def test_missing_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("gavamoe_hf.evaluation.bert_scores.find_spec", lambda name: None)
-        with pytest.raises(ImportError, match=r"could not import it\. Install it with `pip install \"gavamoe-hf\[bert"):
+        with pytest.raises(ImportError, match=r"could not import it\. Install it with `pip install \"\.\[bert"):
             require_bert_score()
         with pytest.raises(ImportError, match="expected the package bert_score"):
             score_profile(["a"], ["a"], EvaluationOptions(profiles=["xrec"]))
@@ -125,7 +125,7 @@ class TestErrors:
 
         monkeypatch.setitem(sys.modules, "vaderSentiment", None)
         monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)
-        with pytest.raises(ImportError, match=r"vaderSentiment, .* `pip install \"gavamoe-hf\[sentiment\]\"`"):
+        with pytest.raises(ImportError, match=r"vaderSentiment, .* `pip install \"\.\[sentiment\]\"`"):
             vader_sentiment()
 
     def test_no_baseline(self, encoder: str, bert_score) -> None:

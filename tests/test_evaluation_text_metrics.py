@@ -194,7 +194,7 @@ class TestMissingPackages:
     @pytest.mark.parametrize("package", ["sacrebleu", "rouge_score"])
     def test_names_the_extra(self, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, package, None)  # what Python does for a module that must not be imported
-        message = rf'could not import {package}\. Install them with `pip install "gavamoe-hf\[metrics\]"`'
+        message = rf'could not import {package}\. Install it with `pip install "\.\[metrics\]"`'
         with pytest.raises(ImportError, match=message):
             require_text_metrics()
         with pytest.raises(ImportError, match=message):

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -234,7 +235,8 @@ def test_quickstart_knows_the_metrics(synthetic, pair):
 
 
 @pytest.mark.parametrize("document", WITH_PYTHON)
-def test_python_of_the_documents_runs_in_order(document, checkpoint, capsys):
+def test_python_of_the_documents_runs_in_order(document, checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     snippets = blocks(document, "python")
     # A guide goes on from what the README loaded
     namespace: dict = {}
@@ -349,6 +351,13 @@ def test_links_lead_somewhere(document):
             assert (path.parent / target).exists(), target
 
 
+def links(page: Path) -> list[str]:
+    """What a page of the site links to beside itself, and the site does not have."""
+    targets = re.findall(r"""(?:href|src)="([^"#]+)""", page.read_text(encoding="utf-8"))
+    relative = {target.partition("?")[0] for target in targets if not re.match(r"[a-z]+:|//", target)}
+    return sorted(f"{page.name}: {target}" for target in relative if not (page.parent / target).exists())
+
+
 def test_the_site_builds_with_every_guide(tmp_path, caplog):
     """`make docs`."""
     from mkdocs.commands.build import build
@@ -360,8 +369,26 @@ def test_the_site_builds_with_every_guide(tmp_path, caplog):
     assert {Path(name).stem for name in GUIDES} <= pages
     reference = (tmp_path / "site" / "reference.html").read_text(encoding="utf-8")
     assert "Paper: 9,765 / 7,506 / 27,147" in reference
+    # The marks of Hugging Face's docstrings are none of Google's
+    shown = re.sub(r"<[^>]+>", "", reference)
+    assert "*optional*" not in shown and "`" not in shown
+    assert not re.search(r"\[<code>[^<]+</code>\](?!\()", reference)
+    # 404.html may stand for any page, and has absolute links alone
+    dead = [target for name in sorted(pages - {"404"}) for target in links(tmp_path / "site" / f"{name}.html")]
+    assert dead == []
     named = {name for entry in config.nav for name in entry.values()}
     assert {f"docs/{name}" for name in named} == set(GUIDES)
+
+
+def test_extras_that_are_named_exist_and_install_in_a_checkout():
+    """Of this package: it is on no index, so that `pip install gavamoe-hf[demo]` finds nothing."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    sources = [*(ROOT / "src").rglob("*.py"), *map(ROOT.joinpath, DOCUMENTS)]
+    texts = {path: path.read_text(encoding="utf-8") for path in sources}
+    assert [path for path, text in texts.items() if re.search(r"pip install \"?gavamoe-hf", text)] == []
+    named = {extra for text in texts.values() for extra in re.findall(r'install_hint\(["\'](\w+)["\']\)', text)}
+    lists = [found for text in texts.values() for found in re.findall(r'pip install [^`\n]*"\.\[([\w,]+)\]"', text)]
+    assert len(named) >= 6 and named | {extra for extras in lists for extra in extras.split(",")} <= set(extras)
 
 
 def test_tree_in_contributing_is_true():

@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,11 +12,12 @@ import time
 import urllib.error
 import urllib.request
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from references import all_pairs, run_without_package, spread_clusters, tiny_config, tiny_model
+from references import all_pairs, guide_snippets, run_without_package, spread_clusters, tiny_config, tiny_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
@@ -510,34 +513,34 @@ def test_greedy_tokens_in_a_process_without_the_package(export, tmp_path, kind):
 _SERVING = [name for name in ("fastapi", "uvicorn", "openai") if find_spec(name) is None]
 
 
+def bash_of_the_guide(start):
+    """The one command of docs/serving.md that starts so, with this interpreter's transformers."""
+    text = (Path(__file__).resolve().parent.parent / "docs" / "serving.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    (command,) = [block.strip() for block in blocks if block.startswith(start)]
+    return command.replace("transformers serve", f"exec {sys.executable} -m transformers.cli.transformers serve")
+
+
 @pytest.fixture
-def server(tmp_path):
-    """Address of `transformers serve` in a process of its own."""
+def server(export, tmp_path):
+    """Port of the guide's `transformers serve` in a process of its own, with an export as `outputs/served`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "transformers.cli.transformers",
-        "serve",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "served").symlink_to(export("speaking_shared")[2])
+    command = f"{bash_of_the_guide('cd outputs/served')} --port {port} --device cpu"
     with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen([*command, "--device", "cpu"], stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path)
-    address = f"http://127.0.0.1:{port}"
+        process = subprocess.Popen(["bash", "-c", command], stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path)
     try:
         for _ in range(180):
             assert process.poll() is None, (tmp_path / "log").read_text()
             try:
-                urllib.request.urlopen(f"{address}/health", timeout=5)
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
                 break
             except (urllib.error.URLError, TimeoutError):
                 time.sleep(1)
-        yield address
+        yield port
     finally:
         process.terminate()
         process.wait(timeout=60)
@@ -545,14 +548,16 @@ def server(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(_SERVING), reason=f"transformers serve needs {', '.join(_SERVING)}")
-def test_served_over_http(export, server):
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not on this machine")
+def test_served_over_http_as_the_guide_says(export, server, tmp_path, monkeypatch):
     model, processor, folder = export("speaking_shared")
-    for name, (user, item, request) in one_of_each_cluster(model, folder):
-        body = {"model": str(folder / name), "prompt": request.prompt, "max_tokens": 12, "temperature": 0}
-        headers = {"Content-Type": "application/json"}
-        message = urllib.request.Request(f"{server}/v1/completions", json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(message, timeout=120) as answer:
-            text = json.load(answer)["choices"][0]["text"]
+    monkeypatch.chdir(tmp_path)
+    ask = bash_of_the_guide("curl").replace("localhost:8000", f"127.0.0.1:{server}")
+    (body,) = [snippet for snippet in guide_snippets("serving.md") if "request.json" in snippet]
+    for _, (user, item, _) in one_of_each_cluster(model, folder):
+        exec(body.replace("user_003", user).replace("item_005", item).replace("40", "12"), {})
+        answer = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, timeout=120, check=True).stdout
+        text = json.loads(answer)["choices"][0]["text"]
         assert text == processor.decode(greedy_tokens(model, processor, user, item), skip_special_tokens=True)
 
 

@@ -133,6 +133,21 @@ def test_what_one_file_lacks_another_gives(tmp_path):
     assert pair["item"].startswith("i") and pair["features"] == [] and pair["sentiment"] is None
 
 
+def test_raters_see_what_the_user_rated_before(predictions, tmp_path):
+    """But not of the item itself, which may be what is rated, and no more than they can read."""
+    told = [{"item": "i3", "rating": 1.0, "explanation": "the reference"}]
+    told += [{"item": f"x{n}", "rating": 4.5, "explanation": HOSTILE + "long " * 100} for n in range(9)]
+    histories, titles = {"u3": told}, {"i3": "A drum", "x0": "y" * 200}
+    draw_study(predictions, tmp_path / "study", num_pairs=12, histories=histories, item_titles=titles)
+    text = (tmp_path / "study" / "sheet.html").read_text()
+    assert text.count("<script") == text.count("</script") == 2 and "<img" not in text and "the reference" not in text
+    pairs = {pair["user"]: pair for pair in shown(tmp_path / "study")["pairs"]}
+    assert pairs["u3"]["item"] == "A drum" and pairs["u1"]["item"] == "i1" and pairs["u1"]["history"] == []
+    history = pairs["u3"]["history"]
+    assert [seen["item"] for seen in history] == ["y" * 99 + "…", "x1", "x2", "x3", "x4", "x5"]
+    assert {len(seen["text"]) for seen in history} == {300} and history[0]["rating"] == 4.5
+
+
 def test_text_cannot_end_its_script(tmp_path):
     rows = records("walrus", prediction=HOSTILE, feature=HOSTILE, item_title=HOSTILE)
     draw_study({"walrus": write(tmp_path / "a.jsonl", rows)}, tmp_path / "study", num_pairs=2)
@@ -371,6 +386,7 @@ def test_commands(predictions, tmp_path, capsys):
     draw = ["human-study", "draw", "--output_dir", str(folder), "--num_pairs", "3", "--predictions"]
     assert main([*draw, *systems]) == 0
     assert "3 pairs, 2 explanations each" in capsys.readouterr().out
+    assert "history" not in shown(folder)["pairs"][0]
     key = json.loads((folder / "key.json").read_text())
     given = {f"{pair}{place}": dict.fromkeys(CRITERIA, 4.5) for pair in (1, 2, 3) for place in "AB"}
     answers = save_answers(tmp_path / "x.json", key["study"], "x", given)
@@ -437,9 +453,35 @@ class Rater:
         return dict(self.browser.execute_script(script))
 
 
+def test_histories_and_names_of_the_data(predictions, tmp_path):
+    rows = [
+        {
+            "who": f"u{user}",
+            "item": f"i{item}",
+            "stars": 4,
+            "explanation": f"said {user} of {item}",
+            "title": f"T{item}",
+        }
+        for user in range(12)
+        for item in (user, (user + 1) % 12, (user + 2) % 12)
+    ]
+    splits = {"train": rows, "validation": rows[:2], "test": rows[:2]}
+    (tmp_path / "data").mkdir()
+    for split, part in splits.items():
+        write(tmp_path / "data" / f"{split}.jsonl", part)
+    draw = ["human-study", "draw", "--output_dir", str(tmp_path / "study"), "--num_pairs", "12", "--predictions"]
+    draw += [f"{name}={path}" for name, path in predictions.items()]
+    mapping = ["user=who", "rating=stars", "item_title=title"]
+    assert main([*draw, "--dataset", str(tmp_path / "data"), "--column_mapping", *mapping]) == 0
+    (pair,) = [pair for pair in shown(tmp_path / "study")["pairs"] if pair["user"] == "u4"]
+    assert pair["item"] == "T4"
+    assert pair["history"] == [{"item": f"T{n}", "rating": 4.0, "text": f"said 4 of {n}"} for n in (5, 6)]
+
+
 def test_sheet_in_a_browser(browser, tmp_path):
     files = {name: write(tmp_path / f"{name}.jsonl", records(name, prediction=HOSTILE)) for name in NAMES}
-    key = draw_study(files, tmp_path / "study", num_pairs=2)
+    told = {f"u{number}": [{"item": HOSTILE, "rating": 4.0, "explanation": HOSTILE}] for number in range(12)}
+    key = draw_study(files, tmp_path / "study", num_pairs=2, histories=told)
     sheet = (tmp_path / "study" / "sheet.html").as_uri()
     saved = tmp_path / "downloads" / "answers_Änn_K.json"
     rater = Rater(browser)
@@ -449,6 +491,8 @@ def test_sheet_in_a_browser(browser, tmp_path):
     assert browser.execute_script("return document.documentElement.scrollWidth") == 390
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
     assert browser.find_element("tag name", "blockquote").text == HOSTILE
+    seen = browser.find_element("css selector", ".history")
+    assert seen.text == f"What this user rated before\n{HOSTILE[:99]}…: 4. {HOSTILE}"
     assert browser.execute_script("return window.isHacked") is None
     group = browser.find_element("tag name", "fieldset")
     assert group.aria_role == "group" and group.accessible_name.startswith("Personalisation of explanation A")

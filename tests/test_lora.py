@@ -98,7 +98,7 @@ def test_refused_options(tiny, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="pass `use_peft` with it"):
         LoraArguments(load_in_4bit=True)
     monkeypatch.setattr("gavamoe_hf.training.lora.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"Install it with `pip install \"gavamoe-hf\[quantization\]\"`"):
+    with pytest.raises(ImportError, match=r"Install it with `pip install \"\.\[quantization\]\"`"):
         LoraArguments(use_peft=True, load_in_4bit=True)
 
 

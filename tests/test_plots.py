@@ -144,5 +144,5 @@ def test_refuses_no_panels_and_too_few_pairs(figure_class, tmp_path):
 
 def test_names_the_extra_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install gavamoe-hf\[plots\]"):
+    with pytest.raises(ImportError, match=r"pip install \"\.\[plots\]\""):
         plot_latent_space({"a": blobs()}, tmp_path / "plot.png")

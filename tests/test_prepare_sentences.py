@@ -123,7 +123,7 @@ def test_language_filter():
 
 def test_missing_spacy_is_named_with_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "spacy", None)
-    with pytest.raises(ImportError, match=r'spacy, but could not import it\. .*pip install "gavamoe-hf\[prepare\]"'):
+    with pytest.raises(ImportError, match=r'spacy, but could not import it\. .*pip install "\.\[prepare\]"'):
         spacy_extractor(MODEL)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from .version import install_hint
+
 LATENT_SPACE_FILE = "latent_space.png"
 
 # Okabe and Ito (jfly.uni-koeln.de/color): told apart with any colour vision. The pale ones come last.
@@ -84,7 +86,7 @@ def import_figure() -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "Expected matplotlib, which plots need, but it is not installed. Run `pip install gavamoe-hf[plots]`."
+            "Expected matplotlib, which plots need, but it is not installed. " + install_hint("plots")
         ) from error
     return Figure
 

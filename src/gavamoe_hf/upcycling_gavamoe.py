@@ -185,7 +185,7 @@ def read_llama_config(base: str | os.PathLike, gguf_file: str | None = None, **h
     """
     if gguf_file is not None and find_spec("gguf") is None:
         raise ImportError(
-            'Expected the package gguf for `gguf_file`. Install it with `pip install "gavamoe-hf[gguf]"`.'
+            "Expected the package gguf for `gguf_file`, but it is not installed. Install it with `pip install gguf`."
         )
     try:
         # The values alone, which runs no code of the repository

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..version import install_hint
 from .arguments import HfArgumentParser
 
 
@@ -46,7 +47,7 @@ def run(argv: list[str]) -> None:
         from ..demo.page import build_page, launch_page
     except ImportError as error:
         raise ImportError(
-            f'Expected Gradio for the page, but it cannot be imported ({error}): pip install "gavamoe-hf[demo]".'
+            f"Expected Gradio for the page, but it cannot be imported ({error}). {install_hint('demo')}"
         ) from error
     import torch
 

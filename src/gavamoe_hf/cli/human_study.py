@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, field
+from typing import Any
 
 from .arguments import HfArgumentParser
 
@@ -32,6 +33,23 @@ class DrawArguments:
     positive_rating_threshold: float = field(
         default=3.0, metadata={"help": "Lowest rating that is called a positive experience."}
     )
+
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "The data that the systems were trained on, as for `gavamoe train`: raters see what each user "
+            "rated in train, and items by their `item_title`, if it has this column."
+        },
+    )
+    column_mapping: list[str] | None = field(
+        default=None,
+        metadata={"help": "Names of columns that differ, as for `gavamoe train`, and item_title=THEIRS."},
+    )
+    rating_levels: list[float] = field(
+        default_factory=lambda: [1.0, 2.0, 3.0, 4.0, 5.0], metadata={"help": "The values a rating can take."}
+    )
+    split_seed: int = field(default=0, metadata={"help": "Seed of a random split, as for `gavamoe train`."})
+    synthetic_groups: int = field(default=3, metadata={"help": 'Planted groups of users of "synthetic".'})
 
 
 @dataclass
@@ -73,9 +91,39 @@ def _draw(argv: list[str]) -> None:
         seed=args.seed,
         include_reference=args.include_reference,
         positive_rating_threshold=args.positive_rating_threshold,
+        **_known_of(args),
     )
     print(f"Study {key['study']}: {len(key['pairs'])} pairs, {len(key['systems'])} explanations each.")
     print(f"Send {SHEET_FILE} in {args.output_dir} to the raters, and keep {KEY_FILE}: `score` needs it.")
+
+
+def _known_of(args: DrawArguments) -> dict[str, Any]:
+    """What `--dataset` knows of users and items."""
+    if args.dataset is None:
+        return {}
+    from ..data.readers import read_source
+    from ..training.pipeline import SYNTHETIC, DataArguments, read_data
+
+    mapping = [entry for entry in args.column_mapping or [] if not entry.startswith("item_title=")]
+    names = dict(entry.split("=", 1) for entry in args.column_mapping or [] if "=" in entry)
+    data_args = DataArguments(
+        dataset=args.dataset,
+        column_mapping=mapping,
+        rating_levels=args.rating_levels,
+        unknown_held_out="drop",
+        split_seed=args.split_seed,
+        synthetic_groups=args.synthetic_groups,
+    )
+    histories: dict[str, list[dict[str, Any]]] = {}
+    for record in read_data(data_args)[0]["train"]:
+        histories.setdefault(record["user"], []).append(record)
+    titles: dict[str, str] = {}
+    if args.dataset != SYNTHETIC:
+        item, title = names.get("item", "item"), names.get("item_title", "item_title")
+        for part in read_source(args.dataset, {item, title}).values():
+            pairs = zip(part.columns.get(item, ()), part.columns.get(title, ()), strict=False)
+            titles |= {str(raw): name for raw, name in pairs if isinstance(name, str) and name}
+    return {"histories": histories, "item_titles": titles}
 
 
 def _named(predictions: list[str]) -> dict[str, str]:

@@ -122,10 +122,12 @@ class _Page:
         _html("<h2>1. For whom?</h2>")
         with gr.Tabs():
             with gr.Tab("Known user"):
+                self.some_users = self._examples("user", "Some users")
                 self.user = self._search_box("user", "User", "user")
                 self.show = gr.Button("Show this user", variant="primary")
                 self.anyone = gr.Button("Show someone unknown instead")
             with gr.Tab("New user"):
+                self.some_items = self._examples("item", "Some items")
                 self.rated_item = self._search_box("item", "Item to rate", "rated-item")
                 levels = [(f"{level:g}", level) for level in self.service.rating_levels]
                 self.stars = gr.Radio(levels, label="Your rating", elem_id="stars")
@@ -174,21 +176,28 @@ class _Page:
         box.input(functools.partial(self._search, kind), box, self.options[kind], **_QUIET)
         return box
 
+    def _examples(self, kind: str, label: str) -> gr.Radio:
+        """Ids to begin with, for someone who knows none."""
+        return gr.Radio(self.service.examples(kind), label=label, elem_id=f"some-{kind}s")
+
     def _search(self, kind: str, text: Any = "") -> str:
         return options_view(kind, self.service.search(kind, text))
 
     def _connect(self) -> None:
         shown = [self.person, self.person_notice, self.person_view, self.item_part, self.best, self.item]
         shown += [self.answer_notice, self.answer_view, self.ratings, self.rated_item, self.stars]
+        shown += [self.user, self.some_users, self.some_items]
         on_person = functools.partial(_listen, notice_at=self.person_notice, view=self.person_view, outputs=shown)
         on_person(
             [self.show.click, self.user.submit], lambda text: self._show(self.service.known_user(text)), [self.user]
         )
+        on_person([self.some_users.input], lambda user: self._show(self.service.known_user(user)), [self.some_users])
         on_person([self.anyone.click], lambda: self._show(self.service.anyone()), [])
         on_person([self.rate.click], self._rate, [self.ratings, self.rated_item, self.stars])
         on_person([self.restart.click], self._restart, [])
 
-        self.best.input(lambda item: item, self.best, self.item, **_QUIET)
+        for examples, box in ((self.best, self.item), (self.some_items, self.rated_item)):
+            examples.input(lambda item: item, examples, box, **_QUIET)
         notice_at, view = self.answer_notice, self.answer_view
         on_item = functools.partial(_listen, notice_at=notice_at, view=view, outputs=[notice_at, view])
         asked = [self.person, self.rating, self.features]
@@ -200,6 +209,8 @@ class _Page:
         best = self.service.recommend(person)
         return {
             self.person: person,
+            self.user: person.user,
+            self.some_users: person.user if person.user in self.service.examples("user") else None,
             self.person_notice: spoken(f"{name_of(person)}: {len(best)} recommendations."),
             self.person_view: person_view(person),
             self.item_part: gr.update(visible=True),
@@ -212,7 +223,7 @@ class _Page:
     def _rate(self, ratings: dict[str, float], item: Any, stars: Any) -> dict:
         ratings = self.service.rate(ratings, item, stars)
         shown = self._show(self.service.visitor(ratings))
-        return {**shown, self.ratings: ratings, self.rated_item: None, self.stars: None}
+        return {**shown, self.ratings: ratings, self.rated_item: None, self.some_items: None, self.stars: None}
 
     def _restart(self) -> dict:
         return {
@@ -222,6 +233,7 @@ class _Page:
             self.item_part: gr.update(visible=False),
             self.ratings: {},
             self.rated_item: None,
+            self.some_items: None,
             self.stars: None,
         }
 

@@ -9,6 +9,8 @@ from .service import Answer, Person, Rated
 
 # Most of a history that is shown
 _NUM_RATED, _TEXT_LENGTH = 50, 160
+# Of these, what is shown at once
+_NUM_FIRST = 5
 # Of the accent colour in the darkest cell of the heat map: from here on dark text would be hard to read on it
 _DARKEST = 0.7
 
@@ -29,16 +31,24 @@ STYLE = """
 .gavamoe th, .gavamoe td { padding: .3rem .5rem; text-align: left; vertical-align: top; overflow-wrap: break-word;
   border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
 .gavamoe .number { text-align: right; white-space: nowrap; }
-.gavamoe .scroll { overflow: auto; max-height: 20rem; margin: 0 0 1rem; }
+.gavamoe .scroll { overflow: auto; max-height: 80vh; margin: 0 0 1rem; }
 .gavamoe .history th { max-width: 9rem; }
+.gavamoe summary { cursor: pointer; margin: 0 0 .5rem; }
+@media (max-width: 640px) {
+  .gavamoe .history thead tr, .gavamoe .history tbody tr { display: grid; grid-template-columns: 1fr auto; }
+  .gavamoe .history th { max-width: none; overflow-wrap: anywhere; }
+  .gavamoe .history td:nth-child(3), .gavamoe .history thead th:nth-child(3) { grid-column: 1 / -1; padding-top: 0; }
+}
 .gavamoe .bars { width: 100%; max-width: 32rem; margin: 0 0 1rem; } .gavamoe .bars th { white-space: nowrap; }
 .gavamoe .bars td:last-child { width: 60%; vertical-align: middle; }
 .gavamoe .bar { display: block; height: .8rem; min-width: 2px; border-radius: .2rem; background: #0b57d0; }
 .gavamoe .chosen { font-weight: 700; }
-.gavamoe .heat th, .gavamoe .heat td { padding: .25rem .35rem; text-align: center; white-space: nowrap;
-  border: 0 !important; }
-.gavamoe .heat td { color: #1b1f24; min-width: 2.4rem; }
-.gavamoe .heat th[scope=row] { position: sticky; left: 0; background: var(--body-background-fill); }
+.gavamoe .heat thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+.gavamoe .heat tbody tr { display: flex; flex-wrap: wrap; margin: 0 0 .5rem; }
+.gavamoe .heat th, .gavamoe .heat td { padding: .15rem .25rem; border: 0 !important; }
+.gavamoe .heat th[scope=row] { flex: 0 0 100%; } .gavamoe .heat th[scope=row]::before { content: "Layer "; }
+.gavamoe .heat td { color: #1b1f24; width: 2.6rem; text-align: center; }
+.gavamoe .heat td::before { content: attr(data-expert); display: block; font-size: .75rem; }
 .gavamoe :focus-visible { outline: 3px solid #0b57d0; outline-offset: 2px; }
 """
 
@@ -106,10 +116,15 @@ def _history(history: Sequence[Rated]) -> str:
             text = rated.explanation or ", ".join(rated.features)
             cells += f"<td>{escape(text if len(text) <= _TEXT_LENGTH else text[:_TEXT_LENGTH] + '…')}</td>"
         rows.append(f"<tr>{cells}</tr>")
-    shown = f"{len(history)} rated" if len(history) <= _NUM_RATED else f"{_NUM_RATED} of {len(history)} rated"
+    about = f"{len(history)} rated" if len(history) <= _NUM_RATED else f"{_NUM_RATED} of {len(history)} rated"
     head = '<th scope="col">Item</th><th scope="col" class="number">Rating</th>'
     head += '<th scope="col">What they said</th>' * with_texts
-    return _table("history", "History", f"{shown}.", head, rows)
+    others = rows[_NUM_FIRST:]
+    if others:
+        table = f'<table class="history" aria-label="More of the history"><thead><tr>{head}</tr></thead>'
+        table += f"<tbody>{''.join(others)}</tbody></table>"
+        others = [f"<details><summary>{len(others)} more</summary>{table}</details>"]
+    return _table("history", "History", f"{about}.", head, rows[:_NUM_FIRST]) + "".join(others)
 
 
 def _table(name: str, title: str, about: str, head: str, rows: Sequence[str]) -> str:
@@ -143,16 +158,18 @@ def _experts(expert_share: list[list[float]] | None) -> str:
     head = '<th scope="col">Layer</th>'
     head += "".join(f'<th scope="col">{expert}</th>' for expert in range(len(expert_share[0])))
     rows = [
-        f'<tr><th scope="row">{layer}</th>' + "".join(_heat(share, largest) for share in shares) + "</tr>"
+        f'<tr><th scope="row">{layer}</th>'
+        + "".join(_heat(expert, share, largest) for expert, share in enumerate(shares))
+        + "</tr>"
         for layer, shares in enumerate(expert_share)
     ]
     about = (
-        "Of each layer (row), the share of the work that each expert (column) took over prompt and explanation, in "
-        "percent. Darker is more."
+        "Of each layer, the share of the work that each expert took over prompt and explanation, in percent, under the "
+        "expert's number. Darker is more."
     )
     return _table("heat", "Experts", about, head, rows)
 
 
-def _heat(share: float, largest: float) -> str:
+def _heat(expert: int, share: float, largest: float) -> str:
     blue = f"color-mix(in srgb, #0b57d0 {100 * _DARKEST * share / largest:.0f}%, white)"
-    return f'<td style="background:{blue}">{100 * share:.0f}</td>'
+    return f'<td data-expert="{expert}" style="background:{blue}">{100 * share:.0f}</td>'

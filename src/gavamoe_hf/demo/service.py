@@ -20,8 +20,8 @@ from ..processing_gavamoe import GaVaMoEProcessor
 MAX_ID_LENGTH = 200
 MAX_FEATURES_LENGTH = 200
 MAX_RATINGS = 50
-# Most ids that a search finds
-NUM_FOUND = 20
+# Most ids that a search finds, and ids to begin with
+NUM_FOUND, NUM_EXAMPLES = 20, 5
 
 # Ids that are compared with one that is not known; comparing takes about a second for every 100,000
 _NUM_COMPARED = 10_000
@@ -125,6 +125,12 @@ class DemoService:
             elif len(others) < NUM_FOUND and text in lowered:
                 others.append(raw)
         return (first + others)[:NUM_FOUND]
+
+    def examples(self, kind: str) -> list[str]:
+        """A few ids of a `kind` to begin with: those with the most records, or the first where there are no records."""
+        counted = [] if self.records is None else pd.Series(self.records[kind][:], dtype=object).value_counts().index
+        known = [raw for raw in counted if raw in self._index[kind]]
+        return list(dict.fromkeys([*known, *self._ids[kind][:NUM_EXAMPLES]]))[:NUM_EXAMPLES]
 
     def known_id(self, kind: str, text: Any) -> str:
         """The id that was typed; [`DemoError`], which names close ones, if the model does not know it."""

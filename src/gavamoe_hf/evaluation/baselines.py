@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pandas as pd
 
+from ..version import install_hint
 from .rating_metrics import rating_errors
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def require_baselines() -> None:
     if find_spec("surprise") is None:
         raise ImportError(
             "expected scikit-surprise, which factorises the ratings, but could not import surprise. "
-            'Install it with `pip install "gavamoe-hf[metrics]"`.'
+            + install_hint("metrics")
         )
 
 

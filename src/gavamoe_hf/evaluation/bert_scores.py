@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..version import install_hint
 from .text_metrics import _check_pairs
 
 BERTSCORE_KEYS = ("bertscore_precision", "bertscore_recall", "bertscore_f1")
@@ -148,8 +149,7 @@ def require_bert_score() -> None:
     """`ImportError` that says how to install bert_score, where it is missing."""
     if find_spec("bert_score") is None:
         raise ImportError(
-            "expected the package bert_score for BERTScore, but could not import it. Install it with "
-            '`pip install "gavamoe-hf[bertscore]"`.'
+            "expected the package bert_score for BERTScore, but could not import it. " + install_hint("bertscore")
         )
 
 

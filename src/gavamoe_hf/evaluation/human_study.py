@@ -53,6 +53,9 @@ CRITERIA: dict[str, dict[str, Any]] = {
 SCALE = [1 + half_points / 2 for half_points in range(9)]
 REFERENCE = "reference"
 
+# Of what the user has written before, what a rater sees: records, and characters of a text or a name
+HISTORY_LENGTH, _TEXT_LENGTH, _NAME_LENGTH = 6, 300, 100
+
 # Explanations of a pair are called A, B, C, ... in the sheet
 LABELS = string.ascii_uppercase
 _REQUIRED = ("user", "item", "reference", "prediction")
@@ -67,6 +70,8 @@ def draw_study(
     seed: int = 0,
     include_reference: bool = False,
     positive_rating_threshold: float = 3.0,
+    histories: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    item_titles: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """
     Draws records, and writes a sheet on which raters score what each system says of them, without its name.
@@ -90,6 +95,11 @@ def draw_study(
             Whether what the user wrote is rated too, as one more system, `reference`, in the same disguise.
         positive_rating_threshold (`float`, *optional*, defaults to 3.0):
             Lowest rating that the sheet calls a positive experience (section 3.3).
+        histories (`Mapping[str, Sequence[Mapping]]`, *optional*):
+            By the user's id, training records with `item`, `rating` and `explanation`. Each page shows the first six
+            that are not of its item: without them, raters know nothing of the user whose taste they judge by.
+        item_titles (`Mapping[str, str]`, *optional*):
+            By the item's id, a name to show instead, where the predictions have no `item_title`.
 
     Returns:
         `dict[str, Any]`: what `key.json` holds: `study`, an id that ties answers to this draw; `seed`; `systems`; and
@@ -117,7 +127,7 @@ def draw_study(
     rng = np.random.default_rng(seed)
     rows = rng.choice(len(first), num_pairs, replace=False).tolist()
     orders = _balanced_orders(num_pairs, len(systems), rng)
-    names = list(systems)
+    names, titles = list(systems), item_titles or {}
     shown, key_pairs = [], []
     for row, order in zip(rows, orders, strict=True):
         ordered = [names[index] for index in order]
@@ -125,12 +135,14 @@ def draw_study(
         shown.append(
             {
                 "user": record["user"],
-                "item": record["item_title"] or record["item"],
+                "item": record["item_title"] or titles.get(record["item"]) or record["item"],
                 "features": record["feature"] or [],
                 "sentiment": _sentiment(record["rating"], positive_rating_threshold),
                 "explanations": [systems[name][row]["prediction"] for name in ordered],
             }
         )
+        if histories is not None:
+            shown[-1]["history"] = _history(histories.get(record["user"], ()), record["item"], titles)
         key_pairs.append({"user": record["user"], "item": record["item"], "row": row, "systems": ordered})
     study = hashlib.sha256(json.dumps([shown, key_pairs]).encode()).hexdigest()[:12]
     key = {"study": study, "seed": seed, "systems": names, "pairs": key_pairs}
@@ -215,6 +227,23 @@ def _sentiment(rating: float | None, threshold: float) -> str | None:
     if rating is None:
         return None
     return "positive" if rating >= threshold else "negative"
+
+
+def _history(records: Sequence[Mapping[str, Any]], item: str, titles: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What the user said of other items: what they said of this one may be what is rated."""
+    others = [record for record in records if str(record["item"]) != item]
+    return [
+        {
+            "item": _cut(titles.get(str(record["item"])) or str(record["item"]), _NAME_LENGTH),
+            "rating": record["rating"],
+            "text": _cut(record["explanation"], _TEXT_LENGTH),
+        }
+        for record in others[:HISTORY_LENGTH]
+    ]
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _balanced_orders(num_pairs: int, num_systems: int, rng: np.random.Generator) -> list[np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
+from ..version import install_hint
 from .text_metrics import _check_texts
 
 # Above 0 for a positive text, below 0 for a negative one, 0 for one that is neither
@@ -26,8 +27,7 @@ def vader_sentiment() -> Sentiment:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError as error:
         raise ImportError(
-            "expected the package vaderSentiment, but could not import it. Install it with "
-            '`pip install "gavamoe-hf[sentiment]"`.'
+            "expected the package vaderSentiment, but could not import it. " + install_hint("sentiment")
         ) from error
     analyzer = SentimentIntensityAnalyzer()
 

@@ -4,6 +4,8 @@ import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from ..version import install_hint
+
 _METRIC_PACKAGES = ("sacrebleu", "rouge_score")
 
 # Runs of word characters, and every other visible character alone: "strings." holds the word "strings", which
@@ -26,8 +28,7 @@ def _require(*packages: str) -> None:
     if missing:
         raise ImportError(
             f"expected the text metrics' packages {', '.join(packages)}, but could not import "
-            f"{', '.join(missing)}. "
-            'Install them with `pip install "gavamoe-hf[metrics]"`.'
+            f"{', '.join(missing)}. " + install_hint("metrics")
         )
 
 

@@ -22,13 +22,17 @@ Users and items are tokens: `<user_17>` is row 17 of `users` in `router/processo
 
 ## Serve
 
-One server for each cluster, of which these are alternatives:
+One server for all clusters, with the extra `serve` of gavamoe-hf, which is `transformers[serving]`:
+
+```bash
+transformers serve
+```
+
+in this folder, or one for each cluster, of which these are alternatives:
 
 ```bash
 vllm serve cluster_0 --served-model-name cluster_0
 python -m sglang.launch_server --model-path cluster_0 --served-model-name cluster_0
-text-generation-launcher --model-id cluster_0
-transformers serve cluster_0
 python llama.cpp/convert_hf_to_gguf.py cluster_0 --outfile cluster_0.gguf && llama-server -m cluster_0.gguf
 ```
 {note}
@@ -42,10 +46,10 @@ request = router.request(user="a raw user id", item="a raw item id")
 print(request.model, request.prompt)
 ```
 
-`request.model` is the folder whose server to ask. Send `request.prompt_token_ids` as the `prompt` of `/v1/completions`
-where the engine takes token ids; else `request.prompt`, without a second beginning-of-sequence token
-(`"add_special_tokens": false`); or `request.messages` to `/v1/chat/completions`. Ask for `"temperature": 0` to get what
-`gavamoe explain` says.
+`request.model` is the `model` to ask. Send `request.prompt_token_ids` as the `prompt` of `/v1/completions` where the
+engine takes token ids (vLLM, SGLang); else `request.prompt`; or `request.messages` to `/v1/chat/completions`, where the
+tokenizer puts a beginning-of-sequence token before any text: the prompt has one already. Ask for `"temperature": 0` to
+get what `gavamoe explain` says.
 
 The tokens of users and items are special tokens: whoever may send text to a server may write them, as with any chat
 mark. Build prompts from what users type with `router.request`, whose `prompt_token_ids` never hold a special token that

