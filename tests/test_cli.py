@@ -111,7 +111,7 @@ def test_options_can_come_from_yaml(tmp_path, capsys):
 
 def test_column_mapping_is_checked(tmp_path, capsys):
     assert main([*train_options(tmp_path / "run", tmp_path), "--column_mapping", "user"]) == 1
-    assert "Expected `column_mapping` as ours=theirs, but got 'user'" in capsys.readouterr().err
+    assert "Expected --column_mapping as ours=theirs, but got 'user'" in capsys.readouterr().err
 
 
 def test_command_is_installed():

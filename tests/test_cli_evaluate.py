@@ -94,11 +94,11 @@ class TestPredictions:
         ("options", "message"),
         [
             (["--profile", "petr"], "Expected a profile among default, peter"),
-            (["--protocol", "both"], "Expected one protocol with `--predictions`"),
-            (["--model", "somewhere"], "Expected either `--model` or `--predictions`"),
+            (["--protocol", "both"], "Expected one protocol with --predictions"),
+            (["--model", "somewhere"], "Expected either --model or --predictions"),
             (["--bootstrap_samples", "0"], "Expected at least one resample"),
             (["--compare", "nothing.jsonl"], "nothing.jsonl"),
-            (["--compare_protocol", "given"], "Expected a file to compare with `--compare_protocol`"),
+            (["--compare_protocol", "given"], "Expected a file to compare with --compare_protocol"),
             (["--dataset", "synthetic"], "expected the user 'user_"),
         ],
     )
@@ -232,7 +232,7 @@ class TestModel:
 
     def test_needs_data(self, checkpoint: Path, tmp_path: Path, capsys) -> None:
         assert main(["evaluate", "--model", str(checkpoint), "--output_dir", str(tmp_path)]) == 1
-        assert "Pass `--dataset`" in capsys.readouterr().err
+        assert "Pass --dataset" in capsys.readouterr().err
 
     def test_comparison_is_checked_before_anything_is_generated(self, checkpoint, dataset, tmp_path, capsys) -> None:
         other = write(tmp_path / "other.jsonl", ROWS)

@@ -53,7 +53,7 @@ def test_lora_counts_what_is_trained(capsys, tmp_path):
 def test_bad_input_is_found(tmp_path, capsys):
     options = [*COMMAND.split(), *SIZES.split(), "--output_dir", str(tmp_path)]
     assert main([*options, "--use_peft", "--lora_dropout", "0.1"]) == 1
-    assert "Expected `lora_dropout` 0" in capsys.readouterr().err
+    assert "Expected --lora_dropout 0" in capsys.readouterr().err
     assert main([*options, "--max_length", "5"]) == 1
     assert "The prompt alone takes" in capsys.readouterr().err
     (tmp_path / "run.json").touch()

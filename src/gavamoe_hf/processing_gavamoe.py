@@ -198,7 +198,7 @@ class GaVaMoEProcessor(ProcessorMixin):
     def _index(self, kind: str, raw: str | int | None) -> int:
         if raw is None:
             return POPULATION_ID
-        return self.known_index(kind, raw, f"Pass {kind}=None to explain for the population instead.")
+        return self.known_index(kind, raw, f"Without a {kind}, the population answers.")
 
     def known_id(self, kind: str, raw: str | int | float) -> str | None:
         """

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import HfArgumentParser
+from .arguments import CommandParser
 
 if TYPE_CHECKING:
     from ..processing_gavamoe import GaVaMoEProcessor
@@ -61,8 +61,7 @@ class ClustersArguments:
 
 def run(argv: list[str]) -> None:
     """Prints a report of each model's clusters, and writes reports and plot."""
-    parser = HfArgumentParser(ClustersArguments, prog="gavamoe clusters")
-    (args,) = parser.parse_args_into_dataclasses(argv)
+    (args,) = CommandParser(ClustersArguments, prog="gavamoe clusters").parse(argv)
     from ..evaluation.cluster_report import cluster_report, markdown_report, predict_pairs_of, write_cluster_report
     from ..plots import LATENT_SPACE_FILE, plot_latent_space
 

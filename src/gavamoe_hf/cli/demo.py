@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..version import install_hint
-from .arguments import HfArgumentParser
+from .arguments import CommandParser
 
 
 @dataclass
@@ -41,8 +41,7 @@ class DemoArguments:
 
 def run(argv: list[str]) -> None:
     """Serves the page until it is interrupted."""
-    parser = HfArgumentParser(DemoArguments, prog="gavamoe demo")
-    (args,) = parser.parse_args_into_dataclasses(argv)
+    (args,) = CommandParser(DemoArguments, prog="gavamoe demo").parse(argv)
     try:
         from ..demo.page import build_page, launch_page
     except ImportError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import HfArgumentParser
+from .arguments import CommandParser
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -148,8 +148,7 @@ class EvaluateArguments:
 
 def run(argv: list[str]) -> None:
     """Scores a checkpoint or a predictions file, prints the table and writes it."""
-    parser = HfArgumentParser(EvaluateArguments, prog="gavamoe evaluate")
-    (args,) = parser.parse_args_into_dataclasses(argv)
+    (args,) = CommandParser(EvaluateArguments, prog="gavamoe evaluate").parse(argv)
     from ..evaluation.evaluator import evaluate_predictions, markdown_table, write_evaluation
     from ..evaluation.prediction_files import Corpus
 

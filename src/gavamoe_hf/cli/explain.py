@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .arguments import HfArgumentParser
+from .arguments import CommandParser
 
 
 @dataclass
@@ -76,8 +76,7 @@ class ExplainArguments:
 
 def run(argv: list[str]) -> None:
     """Prints an explanation of one pair, or writes those of a file of pairs."""
-    parser = HfArgumentParser(ExplainArguments, prog="gavamoe explain")
-    (args,) = parser.parse_args_into_dataclasses(argv)
+    (args,) = CommandParser(ExplainArguments, prog="gavamoe explain").parse(argv)
     import torch
 
     from ..loading import load_checkpoint

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .arguments import HfArgumentParser
+from .arguments import CommandParser
 
 
 @dataclass
@@ -45,8 +45,7 @@ class ExportArguments:
 
 def run(argv: list[str]) -> None:
     """Writes a checkpoint of a standard architecture for each cluster, and prints their folders."""
-    parser = HfArgumentParser(ExportArguments, prog="gavamoe export")
-    (args,) = parser.parse_args_into_dataclasses(argv)
+    (args,) = CommandParser(ExportArguments, prog="gavamoe export").parse(argv)
     from ..export import export_standard
     from ..loading import load_checkpoint
 

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass, field
 from typing import Any
 
-from .arguments import HfArgumentParser
+from .arguments import CommandParser
 
 
 @dataclass
@@ -81,7 +81,7 @@ def run(argv: list[str]) -> None:
 
 
 def _draw(argv: list[str]) -> None:
-    (args,) = HfArgumentParser(DrawArguments, prog="gavamoe human-study draw").parse_args_into_dataclasses(argv)
+    (args,) = CommandParser(DrawArguments, prog="gavamoe human-study draw").parse(argv)
     from ..evaluation.human_study import KEY_FILE, SHEET_FILE, draw_study
 
     key = draw_study(
@@ -139,7 +139,7 @@ def _named(predictions: list[str]) -> dict[str, str]:
 
 
 def _score(argv: list[str]) -> None:
-    (args,) = HfArgumentParser(ScoreArguments, prog="gavamoe human-study score").parse_args_into_dataclasses(argv)
+    (args,) = CommandParser(ScoreArguments, prog="gavamoe human-study score").parse(argv)
     from ..evaluation.human_scores import markdown_scores, score_study, write_scores
 
     scores = score_study(args.key, args.answers, num_resamples=args.num_resamples, seed=args.seed)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import logging
 import sys
+import warnings
 
 COMMANDS = {
     "prepare": "make records of raw reviews",
@@ -15,6 +18,15 @@ COMMANDS = {
     "export": "write standard checkpoints (Mixtral, Qwen2-MoE) that inference engines serve",
     "demo": "serve a page that recommends and explains",
     "human-study": "draw a blinded study for human raters, and score their answers",
+}
+
+
+# What is kept of a command that was stopped
+_GO_ON = {
+    "train": "Go on with the same options and --resume_from_checkpoint true.",
+    "explain": "With --pairs, the same command goes on where it was.",
+    "evaluate": "The same command keeps the explanations that are there.",
+    "prepare": "The same command goes on after the last finished part.",
 }
 
 
@@ -39,18 +51,36 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.write(f"gavamoe-hf {__version__}\n")
         return 0
     if command not in COMMANDS:
-        sys.stderr.write(f"gavamoe: expected a command among {', '.join(COMMANDS)}, but got {command!r}\n")
+        near = difflib.get_close_matches(command, COMMANDS, 1)
+        hint = f". Did you mean {near[0]}?" if near else ""
+        sys.stderr.write(f"gavamoe: expected a command among {', '.join(COMMANDS)}, but got {command!r}{hint}\n")
         return 2
-    run = importlib.import_module(f".{command.replace('-', '_')}", __package__).run
-    if not {"-h", "--help"} & set(options):
-        # With the Auto classes, which the package leaves to its command
-        importlib.import_module("..auto", __package__)
     try:
-        run(options)
+        with warnings.catch_warnings():
+            _be_quiet()
+            run = importlib.import_module(f".{command.replace('-', '_')}", __package__).run
+            if not {"-h", "--help"} & set(options):
+                # With the Auto classes, which the package leaves to its command
+                importlib.import_module("..auto", __package__)
+                importlib.import_module("transformers.utils.logging").disable_progress_bar()
+            run(options)
     except (ValueError, LookupError, OSError, ImportError) as error:
-        sys.stderr.write(f"gavamoe {command}: {type(error).__name__}: {error}\n")
+        from .arguments import as_options
+
+        sys.stderr.write(f"gavamoe {command}: {type(error).__name__}: {as_options(str(error))}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\ngavamoe {command}: interrupted. {_GO_ON.get(command, '')}".rstrip() + "\n")
+        return 130
     return 0
+
+
+def _be_quiet() -> None:
+    """Keeps what libraries say to those who program with them out of a command's output; errors stay."""
+    for category in (DeprecationWarning, FutureWarning, PendingDeprecationWarning, UserWarning):
+        warnings.simplefilter("ignore", category)
+    # It names a kernel that it would have fetched
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def _print_usage(stream) -> None:

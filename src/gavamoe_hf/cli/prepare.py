@@ -6,13 +6,12 @@ import logging
 from pathlib import Path
 
 from ..prepare.options import PrepareArguments
-from .arguments import HfArgumentParser
+from .arguments import CommandParser
 
 
 def run(argv: list[str]) -> None:
     """Makes a data set of raw reviews, and prints what became of them."""
-    parser = HfArgumentParser(PrepareArguments, prog="gavamoe prepare")
-    (args,) = parser.parse_args_into_dataclasses(argv)
+    (args,) = CommandParser(PrepareArguments, prog="gavamoe prepare").parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "datasets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

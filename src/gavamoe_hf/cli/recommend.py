@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .arguments import HfArgumentParser
+from .arguments import CommandParser
 
 
 @dataclass
@@ -24,8 +24,7 @@ class RecommendArguments:
 
 def run(argv: list[str]) -> None:
     """Prints the items of the highest predicted rating."""
-    parser = HfArgumentParser(RecommendArguments, prog="gavamoe recommend")
-    (args,) = parser.parse_args_into_dataclasses(argv)
+    (args,) = CommandParser(RecommendArguments, prog="gavamoe recommend").parse(argv)
     import json
 
     from ..loading import load_checkpoint

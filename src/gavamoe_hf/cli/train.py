@@ -6,7 +6,8 @@ import logging
 import os
 
 from transformers import logging as transformers_logging
-from trl import TrlParser
+
+from .arguments import CommandParser, read_config
 
 # A model from scratch, where the options do not say otherwise: chosen by validation on a corpus of 6,573 records. The
 # paper's own (learning rate 3e-5, 3 epochs, clipping at 0.3) are for a pretrained Llama.
@@ -35,10 +36,8 @@ def run(argv: list[str]) -> None:
     from ..training.sft_config import GaVaMoESFTConfig
 
     groups = (DataArguments, ModelArguments, RatingArguments, GaVaMoESFTConfig, LoraArguments)
-    parser = TrlParser(groups, prog="gavamoe train")
-    if not _names_base_model(argv):
-        parser.set_defaults_with_config(**FROM_SCRATCH)
-    arguments = parser.parse_args_and_config(argv)
+    defaults = {} if _names_base_model(argv) else FROM_SCRATCH
+    arguments = CommandParser(groups, prog="gavamoe train").parse(argv, defaults)
     is_first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO if is_first else logging.WARNING, format="%(message)s")
     transformers_logging.set_verbosity_warning()
@@ -59,12 +58,6 @@ def run(argv: list[str]) -> None:
 
 def _names_base_model(argv: list[str]) -> bool:
     """Whether the options or their YAML file name a base model."""
-    import yaml
-
     if any(option.split("=")[0].replace("-", "_") == "__base_model" for option in argv):
         return True
-    if "--config" not in argv[:-1]:
-        return False
-    with open(argv[argv.index("--config") + 1], encoding="utf-8") as file:
-        config = yaml.safe_load(file)
-    return isinstance(config, dict) and config.get("base_model") is not None
+    return "--config" in argv[:-1] and read_config(argv[argv.index("--config") + 1]).get("base_model") is not None

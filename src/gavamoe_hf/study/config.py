@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trl import TrlParser
 
+from ..cli.arguments import CommandParser
 from ..cli.train import FROM_SCRATCH
 from ..configuration_gavamoe import GaVaMoEConfig
 from ..training.building import ModelArguments
@@ -189,9 +189,7 @@ class StudyConfig:
             "alpha": cell.alpha,
             "ablation": cell.ablation,
         }
-        parser = TrlParser(_ARGUMENTS)
-        parser.set_defaults_with_config(**options)
-        return parser.parse_args_and_config([])
+        return CommandParser(_ARGUMENTS).parse([], options)
 
 
 def _check_members(where: str, values: Any, allowed: Any, what: str = "one") -> None:
