@@ -203,11 +203,11 @@ class GaVaMoEProcessor(ProcessorMixin):
                 f"Expected each new {kind} id as a non-empty string or a whole number, but got {bad[0]!r}."
             )
         ids = [str(raw) for raw in ids]
-        known = [raw for raw in ids if raw in self._indices[kind]]
+        known = [raw for raw in ids if self.known_id(kind, raw) is not None]
         if known:
             raise ValueError(
                 f"Expected new {kind} ids, but {known[0]!r} is known already, with index "
-                f"{self._indices[kind][known[0]]}. Leave it out: known ids keep their rows."
+                f"{self._indices[kind][self.known_id(kind, known[0])]}. Leave it out: known ids keep their rows."
             )
         if len(set(ids)) != len(ids):
             repeated = next(raw for raw in ids if ids.count(raw) > 1)
