@@ -1,14 +1,19 @@
 """The `gavamoe` command: options, messages, and what bad input gets before anything is trained."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 from references import tiny_run
 
+from gavamoe_hf.cli.arguments import CommandParser
 from gavamoe_hf.cli.main import main
-from gavamoe_hf.training.pipeline import save_checkpoint
+from gavamoe_hf.training.building import ModelArguments
+from gavamoe_hf.training.lora import LoraArguments
+from gavamoe_hf.training.pipeline import DataArguments, RatingArguments, save_checkpoint
+from gavamoe_hf.training.sft_config import GaVaMoESFTConfig
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +136,91 @@ def test_a_run_resumes_with_its_own_options_only(tmp_path):
     _check_same_run(tmp_path, described(learning_rate=1e-3, resume_from_checkpoint="true", disable_tqdm=True))
     with pytest.raises(ValueError, match=r"learning_rate was 0\.001, now 0\.002"):
         _check_same_run(tmp_path, described(learning_rate=2e-3))
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("explain", ["--user", "-0G7kq_A", "--item", "item_005"]),
+        ("explain", ["--user", "user_003", "--item", "--0G7"]),
+        ("explain", ["--user=-0G7kq_A", "--item=item_005"]),
+        ("recommend", ["--user", "-hello", "--top_k", "1"]),
+        ("recommend", ["--user", "user_003", "--exclude", "item_001", "-0G7kq_A"]),
+    ],
+)
+def test_ids_that_begin_with_a_dash(checkpoint, capsys, command, options):
+    """As many of Yelp's and of YouTube's do."""
+    assert main([command, "--model", str(checkpoint), *options]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    dashed = next(part.split("=")[-1] for part in options if re.match(r"(--\w+=)?-(0|h|-0)", part))
+    assert f"{dashed!r} is not among the" in error and "None" not in error
+
+
+def test_wrong_options_are_told_shortly(checkpoint, capsys):
+    """What is missing or not known, and the nearest that is, instead of pages of usage."""
+    for argv, message in (
+        (["explain", "--user", "a"], "the following arguments are required: --model"),
+        (["explain", "--model", "m", "--usr", "a"], "unknown option --usr. Did you mean --user?"),
+        (["recommend", "--model", "m", "--exclude", "a", "--topk", "3"], "Did you mean --top_k?"),
+        (["train", "--output_dir", "out"], "the following arguments are required: --dataset"),
+        (["train", "--dataset", "d", "--output_dir", "o", "--learningrate", "1"], "Did you mean --learning_rate?"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(argv)
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and message in error and len(error.splitlines()) == 2
+    assert main(["explian"]) == 2
+    assert "Did you mean explain?" in capsys.readouterr().err
+
+
+@pytest.fixture
+def parsed(tmp_path):
+    """What `gavamoe train` reads of a YAML file."""
+
+    def parse(text, *options):
+        (tmp_path / "train.yaml").write_text("dataset: reviews.csv\noutput_dir: out\nbf16: false\n" + text)
+        groups = (DataArguments, ModelArguments, RatingArguments, GaVaMoESFTConfig, LoraArguments)
+        arguments = CommandParser(groups).parse(["--config", str(tmp_path / "train.yaml"), *options])
+        return {name: value for group in arguments for name, value in vars(group).items()}
+
+    return parse
+
+
+def test_yaml_means_what_it_says(parsed):
+    values = parsed("eval_strategy: no\nsave_strategy: no\nload_best_model_at_end: no\nlearning_rate: 1e-3\n")
+    assert values["eval_strategy"] == values["save_strategy"] == "no" and values["load_best_model_at_end"] is False
+    assert values["learning_rate"] == 1e-3 and values["use_cpu"] is False
+    values = parsed("trainable_parts: experts\nlanguage: [en, no]\ncolumn_mapping: {user: reviewerID, item: asin}\n")
+    assert values["trainable_parts"] == ["experts"] and values["language"] == ["en", "no"]
+    assert values["column_mapping"] == ["user=reviewerID", "item=asin"]
+    values = parsed("num_clusters: 4\nrun_name: 2024-01-01\nseed: 0x10\nsave_total_limit: null\nbase_model: ~\n")
+    assert (values["num_clusters"], values["run_name"], values["seed"]) == ("4", "2024-01-01", 16)
+    assert values["save_total_limit"] is None and values["base_model"] is None
+    assert parsed("learning_rate: 1e-3\n", "--learning_rate", "0.5")["learning_rate"] == 0.5
+    for text, message in (
+        ("learningrate: 1\n", r"train.yaml: unknown option 'learningrate'. Did you mean --learning_rate\?"),
+        ("ablation: full\n", "train.yaml: expected ablation among .*'none'.*, but got 'full'"),
+        ("[a\n", "expected YAML"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parsed(text)
+
+
+def test_python_phrases_become_options(checkpoint, capsys):
+    options = ["--user", "user_003", "--item", "item_002", "--rating", "9"]
+    assert main(["explain", "--model", str(checkpoint), *options]) == 1
+    assert "ratings from 1 to 5" in capsys.readouterr().err
+    assert main(["recommend", "--model", str(checkpoint), "--user", "user_003", "--top_k", "0"]) == 1
+    assert "Expected --top_k as an int" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_says_how_it_goes_on(tmp_path, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gavamoe_hf.training.pipeline.run_training", interrupt)
+    assert main(train_options(tmp_path / "run")) == 130
+    error = capsys.readouterr().err
+    assert error.strip() == (
+        "gavamoe train: interrupted. Go on with the same options and --resume_from_checkpoint true."
+    )

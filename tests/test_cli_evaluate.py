@@ -160,8 +160,7 @@ class TestModel:
             return iterate(model, processor, records, protocol, batch_size, first, *args, **kwargs)
 
         monkeypatch.setattr(prediction, "iterate_predictions", cut_off)
-        with pytest.raises(KeyboardInterrupt):
-            main(model_options(checkpoint, dataset, tmp_path / "cut", *more))
+        assert main(model_options(checkpoint, dataset, tmp_path / "cut", *more)) == 130
         assert not (tmp_path / "cut" / "predictions_given.jsonl").exists()
         monkeypatch.setattr(prediction, "iterate_predictions", watched)
         assert main(model_options(checkpoint, dataset, tmp_path / "cut", *more)) == 0

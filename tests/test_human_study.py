@@ -179,6 +179,9 @@ def test_the_sheet_loads_nothing(predictions, tmp_path):
         (records("ostrich", rating="5"), "expected a finite number as `rating`, but got '5'"),
         (records("ostrich", feature=[1]), r"expected a word or a list of words as `feature`, but got \[1\]"),
         (records("ostrich", user=""), "expected an id as `user`, but got ''"),
+        (records("ostrich", user=7.6561197970982479e16), r"expected an id as `user`, but got 7\.656119797098248e\+16"),
+        # As a table writes the whole number 3: an id, but another one
+        (records("ostrich", user=3.0), "record 1: expected user 'u0', as walrus has, but got '3'"),
         ([{"user": "u0", "item": "i0", "reference": ""}], r"expected the columns .* but 'prediction' are not among"),
         ([], "the file is empty"),
     ],

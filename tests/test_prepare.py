@@ -274,6 +274,7 @@ def test_times_that_cannot_be_read_are_counted_and_named(tmp_path, caplog):
     assert "36 of 36 reviews have a timestamp that can't be read" in caplog.text
     assert "reviews.json: 'in May' in line 1, -62135596799000 in line 2, " in caplog.text
     assert read_summary(tmp_path / "out")["bad_times"] == 36
+    assert "36 reviews have a time that could not be read." in (tmp_path / "out" / "README.md").read_text()
     assert "timestamp" not in splits["train"].column_names
 
 

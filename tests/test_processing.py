@@ -259,6 +259,8 @@ def test_whole_numbers_as_tables_write_them(tokenizer):
     for raw in ("v1.0", "3.00", "1234567890123456.0"):
         with pytest.raises(ValueError, match="is not among the 3 known users"):
             processor.user_index(raw)
+    with pytest.raises(ValueError, match=r"Expected new user ids, but '3\.0' is known already, with index 0"):
+        processor.add_ids("user", ["3.0"])
 
 
 def test_none_is_the_population(processor):

@@ -230,11 +230,11 @@ class GaVaMoEProcessor(ProcessorMixin):
         if not ids:
             raise ValueError(f"Expected at least one new {kind} id, but got none.")
         ids = [id_text(f"new {kind}", raw) for raw in to_python(ids)]
-        known = [raw for raw in ids if raw in self._indices[kind]]
+        known = [raw for raw in ids if self.known_id(kind, raw) is not None]
         if known:
             raise ValueError(
                 f"Expected new {kind} ids, but {known[0]!r} is known already, with index "
-                f"{self._indices[kind][known[0]]}. Leave it out: known ids keep their rows."
+                f"{self._indices[kind][self.known_id(kind, known[0])]}. Leave it out: known ids keep their rows."
             )
         if len(set(ids)) != len(ids):
             repeated = next(raw for raw in ids if ids.count(raw) > 1)

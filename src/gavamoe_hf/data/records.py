@@ -66,7 +66,7 @@ def load_records(
         [`~datasets.DatasetDict`]: `train`, `validation` and `test`, each with the columns `user` (string),
         `item` (string), `rating` (float64), `feature` (list of strings, empty where the source has none) and
         `explanation` (string), with the rows in the source's order. Ids that are numbers become strings
-        (`"3"`).
+        (`"3"`, of 3 and of 3.0); as floats from 2^53 on they have lost digits and are refused.
 
     Raises:
         DataError: The source cannot be read, a column is missing, values are bad, or the splits do not fit
@@ -289,8 +289,8 @@ def _warn_repeated_pairs(tables: dict[str, pa.Table]) -> None:
     leaking = frame[(frame["split"] > 0) & frame["pair"].isin(in_train)]
     if len(leaking):
         logger.warning(
-            "%d records of validation and test are of pairs of user and item that train has with another explanation, "
-            "such as user %r and item %r: they are kept, but are no test of new pairs",
+            "%d records of validation and test are of pairs of user and item that train has with another explanation "
+            "or rating, such as user %r and item %r: they are kept, but are no test of new pairs",
             len(leaking),
             leaking.iloc[0]["user"],
             leaking.iloc[0]["item"],

@@ -53,7 +53,7 @@ Split 8:1:1 at random; every user and item of validation and test occurs in trai
 
 ## How it was made
 
-{lines} lines were read, of which {num_bad} held no review. Of the {num_reviews} reviews:
+{lines} lines were read, of which {num_bad} held no review. {times}Of the {num_reviews} reviews:
 
 {drops}
 
@@ -100,6 +100,8 @@ def dataset_card(splits: DatasetDict, summary: Mapping[str, Any], hub_id: str | 
     )
     has_time = "timestamp" in everything.column_names
     dropped = {reason: count for reason, count in summary["dropped"].items() if count}
+    # Not in those of earlier versions
+    bad_times = summary.get("bad_times", 0)
     num_reviews = summary["lines"] - summary["bad_lines"]["count"]
     body = _BODY.format(
         version=summary["version"],
@@ -119,6 +121,7 @@ def dataset_card(splits: DatasetDict, summary: Mapping[str, Any], hub_id: str | 
         license="" if options["license"] else "The license is not known: name it in the metadata above.",
         lines=f"{summary['lines']:,}",
         num_bad=f"{summary['bad_lines']['count']:,}",
+        times=f"{bad_times:,} reviews have a time that could not be read. " if bad_times else "",
         num_reviews=f"{num_reviews:,}",
         drops=_table(
             ["reviews", "count", "share"],

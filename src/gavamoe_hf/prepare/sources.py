@@ -72,6 +72,7 @@ _DATE_FORMATS = (
     *("%Y/%m/%d", "%Y/%m/%d %H:%M:%S"),
     *("%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %I:%M %p", "%Y-%m-%d %I:%M:%S %p"),
 )
+_LONGEST_DATE = 64
 _BAD_TIMES_SHOWN = 3
 
 
@@ -307,10 +308,11 @@ def _seconds(value: Any, day_first: bool = False) -> int | None:
     try:
         seconds = float(value)
     except (TypeError, ValueError, OverflowError):
-        seconds = _date_seconds(value, day_first) if isinstance(value, str) else math.nan
+        is_short = isinstance(value, str) and len(value) <= _LONGEST_DATE
+        seconds = _date_seconds(value, day_first) if is_short else math.nan
     while _MAX_SECONDS < seconds < math.inf:
         seconds /= 1000
-    return int(seconds) if 0 < seconds < _LATEST else None
+    return int(seconds) if 1 <= seconds < _LATEST else None
 
 
 # Reviews of one day have the same date

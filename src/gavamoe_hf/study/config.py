@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-
 from ..cli.arguments import CommandParser
 from ..cli.train import FROM_SCRATCH
 from ..configuration_gavamoe import GaVaMoEConfig
