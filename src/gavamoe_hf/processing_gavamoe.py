@@ -198,7 +198,7 @@ class GaVaMoEProcessor(ProcessorMixin):
     def _index(self, kind: str, raw: str | int | None) -> int:
         if raw is None:
             return POPULATION_ID
-        return self.known_index(kind, raw, f"Without a {kind}, the population answers.")
+        return self.known_index(kind, raw, f"Pass {kind}=None to explain for the population instead.")
 
     def known_id(self, kind: str, raw: str | int | float) -> str | None:
         """
@@ -214,8 +214,8 @@ class GaVaMoEProcessor(ProcessorMixin):
 
     def known_index(self, kind: str, raw: str | int | float, remedy: str) -> int:
         """Row of a raw id of a `kind`, `"user"` or `"item"`. `ValueError`, which ends in `remedy`, if not known."""
-        raw = id_text(kind, raw)
-        index = self._indices[kind].get(self.known_id(kind, raw))
+        text = id_text(kind, raw)
+        index = self._indices[kind].get(self.known_id(kind, raw) or text)
         if index is None:
             known = self.users if kind == "user" else self.items
             close = difflib.get_close_matches(str(raw), known[:100_000], n=3)
@@ -315,8 +315,8 @@ class GaVaMoEProcessor(ProcessorMixin):
                 names = known[: self.num_prompt_features]
             pairs.append(
                 PairRequest(
-                    user=None if raw_user is None else id_text("user", raw_user),
-                    item=None if raw_item is None else id_text("item", raw_item),
+                    user=None if raw_user is None else self.known_id("user", raw_user) or id_text("user", raw_user),
+                    item=None if raw_item is None else self.known_id("item", raw_item) or id_text("item", raw_item),
                     rating=_checked_rating(value),
                     features=_checked_features(names),
                 )

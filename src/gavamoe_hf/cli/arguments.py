@@ -71,10 +71,10 @@ class CommandParser(HfArgumentParser):
             place = argv.index("--config")
             _, file = argv.pop(place), argv.pop(place)
             self._set_defaults(read_config(file), file)
-        *parsed, rest = self.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+        _, rest = self.parse_known_args(argv)
         if rest:
             self.error(f"unknown option {rest[0]}{self._nearest(rest[0].split('=')[0])}")
-        return tuple(parsed)
+        return tuple(self.parse_args_into_dataclasses(argv))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
         found, rest = super().parse_known_args(self._escape(list(args or [])), namespace)
@@ -153,7 +153,7 @@ def _unescape(value: Any) -> Any:
 
 
 def as_options(message: str) -> str:
-    """What the library says of its arguments as the command line says it: `top_k` as --top_k, `x=False` as --x false."""
+    """What the library says of its arguments, as the command line says it: `top_k` is --top_k, `x=False` --x false."""
 
     def replace(found: re.Match[str]) -> str:
         name, value = found["name"], found["value"]
@@ -161,4 +161,5 @@ def as_options(message: str) -> str:
             return found[0]
         return f"--{name}" if value is None else f"--{name} {value.lower()}"
 
+    message = re.sub(r"Pass (\w+)=None to", r"Leave --\1 out to", message)
     return re.sub(r"`(?:--)?(?P<name>\w+)(?:=(?P<value>\w+))?`", replace, message)

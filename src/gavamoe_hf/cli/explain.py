@@ -14,8 +14,8 @@ class ExplainArguments:
     """Options of `gavamoe explain`."""
 
     model: str = field(metadata={"help": "Folder or Hub id of a checkpoint."})
-    user: str | None = field(default=None, metadata={"help": "Raw user id."})
-    item: str | None = field(default=None, metadata={"help": "Raw item id."})
+    user: str | None = field(default=None, metadata={"help": "Raw user id; the population if not given."})
+    item: str | None = field(default=None, metadata={"help": "Raw item id; likewise."})
     rating: float | None = field(
         default=None,
         metadata={"help": "Rating whose sentiment is explained; the predicted one if not given."},
@@ -61,7 +61,7 @@ class ExplainArguments:
     def __post_init__(self) -> None:
         single = (self.user, self.item, self.rating, self.features)
         if self.pairs is None and self.output is None:
-            if self.user is None or self.item is None:
+            if self.user is None and self.item is None:
                 raise ValueError("Expected a pair or a file of them. Pass --user and --item, or --pairs and --output.")
         elif self.pairs is None or self.output is None:
             raise ValueError("Expected `--pairs` and `--output` together, but got one of them alone.")
