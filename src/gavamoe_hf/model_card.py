@@ -174,7 +174,7 @@ def write_model_card(card: ModelCard, output_dir: str | os.PathLike[str]) -> boo
     Returns:
         `bool`: whether it was written.
     """
-    _write_eval_results(card.data, Path(output_dir) / EVAL_RESULTS_FILE)
+    _write_eval_results(card, Path(output_dir) / EVAL_RESULTS_FILE)
     path = Path(output_dir) / CARD_FILE
     if path.exists() and not is_unedited_card(path):
         return False
@@ -243,9 +243,10 @@ def _eval_results(metrics: Mapping[str, Any], dataset: str | None) -> list[EvalR
     ]
 
 
-def _write_eval_results(data: ModelCardData, path: Path) -> None:
+def _write_eval_results(card: ModelCard, path: Path) -> None:
     """The scores in the Hub's own format, or none where the data set is not there; those of an earlier run go."""
-    if not (data.datasets and data.eval_results):
+    results = card.data.get("eval_results") or []
+    if not (results and card.data.get("datasets")):
         path.unlink(missing_ok=True)
         return
     keys = {name: key for key, (name, *_) in _METRICS.items()}
@@ -256,7 +257,7 @@ def _write_eval_results(data: ModelCardData, path: Path) -> None:
             value=result.metric_value,
             notes="; ".join(f"{name}: {value}" for name, value in (result.metric_args or {}).items()) or None,
         )
-        for result in data.eval_results
+        for result in results
     ]
     path.parent.mkdir(exist_ok=True)
     write_text(path, yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True))
