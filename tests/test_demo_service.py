@@ -1,8 +1,10 @@
 """What the demo page asks of a model: ids, histories, visitors that leave no trace, many at once; without Gradio."""
 
 import copy
+import re
 import runpy
 import sys
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,13 +12,16 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from packaging.requirements import Requirement
 from references import spread_clusters, tiny_model
 
 from gavamoe_hf.cli.main import main
 from gavamoe_hf.demo import DemoError, DemoService, Rated, render
 from gavamoe_hf.demo import service as service_module
+from gavamoe_hf.evaluation import METRICS_MODULE
 
-SPACE = Path(__file__).parents[1] / "examples" / "space"
+ROOT = Path(__file__).parents[1]
+SPACE = ROOT / "examples" / "space"
 RECORDS = Dataset.from_list(
     [
         {"user": user, "item": item, "rating": rating, "feature": ["sound"], "explanation": f"{user} on {item}"}
@@ -321,3 +326,20 @@ def test_the_space_serves_its_checkpoint(monkeypatch, variables, expected):
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(SPACE / metadata["app_file"]), run_name="__main__")
     assert stopped.value.code == 0 and calls == [["demo", *expected]]
+
+
+def test_the_space_of_the_metrics_computes():
+    gr = pytest.importorskip("gradio", reason="gradio is not installed (the extra `demo`)")
+    app = runpy.run_path(str(Path(METRICS_MODULE) / "app.py"))
+    scores = app["compute"]("peter", "the strings sound great\na cable", "the strings sound great\na cable")
+    assert scores["bleu_1"] == pytest.approx(100) and "peter" in scores["signatures"]["bleu_1"]
+    with pytest.raises(gr.Error, match="got 1 predictions, 2 references"):
+        app["compute"]("default", "one", "one\ntwo")
+
+
+def test_spaces_name_a_gradio_that_the_package_works_with():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (allowed,) = [Requirement(requirement).specifier for requirement in extras["demo"]]
+    for folder in (SPACE, Path(METRICS_MODULE)):
+        card = (folder / "README.md").read_text()
+        assert re.search(r"^sdk_version: (.*)$", card, re.MULTILINE)[1] in allowed, folder

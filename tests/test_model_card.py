@@ -7,8 +7,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from datasets import Dataset, DatasetDict
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from references import run_without_package, tiny_run
 
 from gavamoe_hf import model_card as cards
@@ -215,6 +216,7 @@ def test_what_the_run_names_on_the_hub(card_of, tmp_path, monkeypatch):
     card = card_of(license="apache-2.0", language=["en", "de"], **options)
     data = card.data.to_dict()
     assert (data["datasets"], data["base_model"]) == (["someone/reviews"], "meta/llama")
+    assert data["base_model_relation"] == "finetune"
     assert (data["license"], data["language"]) == ("apache-2.0", ["en", "de"])
     assert data["model-index"][0]["name"] == "explainer"
     assert data["model-index"][0]["results"][0]["dataset"]["type"] == "someone/reviews"
@@ -226,8 +228,52 @@ def test_what_the_run_names_on_the_hub(card_of, tmp_path, monkeypatch):
     for name in ("someone/reviews", "meta/llama"):
         (tmp_path / name).mkdir(parents=True)
     card = card_of(**options)
-    assert not {"datasets", "base_model"} & set(card.data.to_dict())
+    assert not {"datasets", "base_model", "base_model_relation"} & set(card.data.to_dict())
     assert "Trained on reviews. " in card.text and "Base model: llama." in card.text
+
+
+def test_scores_in_the_hubs_own_format(card_of, tmp_path, monkeypatch):
+    """Beside `model-index`, of data that is on the Hub alone; those of an earlier run do not stay."""
+    monkeypatch.chdir(tmp_path)
+    path = card_of.folder / cards.EVAL_RESULTS_FILE
+    metrics = {"rating_rmse": 0.5, "bleu_4": 12.5, "protocol": "given", "profile": "default"}
+    assert write_model_card(card_of(metrics, dataset="someone/reviews"), card_of.folder)
+    entries = parse_eval_result_entries(yaml.safe_load(path.read_text()))
+    assert [(entry.dataset_id, entry.task_id, entry.value) for entry in entries] == [
+        ("someone/reviews", "rating_rmse", 0.5),
+        ("someone/reviews", "bleu_4", 12.5),
+    ]
+    assert {entry.notes for entry in entries} == {"protocol: given; profile: default"}
+    assert write_model_card(card_of(metrics), card_of.folder) and not path.exists()
+
+
+def test_a_license_of_its_own(card_of):
+    card = card_of(license="other", license_name="house", license_link="https://example.com/terms")
+    data = card.data.to_dict()
+    assert (data["license"], data["license_name"], data["license_link"]) == (
+        *("other", "house"),
+        "https://example.com/terms",
+    )
+    assert "License: house (https&#58;//example.com/terms)." in card.text
+    for options in ({"license": "other"}, {"license": "mit", "license_name": "house"}, {"license_link": "LICENSE"}):
+        with pytest.raises(ValueError, match=r"Expected `license_name`, .* with the license `other`"):
+            pipeline.DataArguments(dataset="synthetic", **options)
+
+
+def test_examples_of_what_it_says(card_of, pair):
+    """In the widget, without the user; each text once, and no longer than it is read."""
+    said = [("secret", "fine grip"), ("secret", "fine grip"), ("secret", ""), ("secret", "x" * 900), ("secret", "c")]
+    rows = [
+        {"user": user, "item": "capo", "rating": 4.0, "feature": ["grip"], "prediction": text} for user, text in said
+    ]
+    rows[3] |= {"feature": [], "rating": 1.0}
+    lines = "".join(json.dumps(row) + "\n" for row in [*rows, rows[0]])
+    (card_of.folder / "predictions_test.jsonl").write_text(lines)
+    widget = card_of().data.to_dict()["widget"]
+    assert [example["output"]["text"] for example in widget] == ["fine grip", "x" * 400, "c"]
+    assert "a positive experience" in widget[0]["text"] and "grip" in widget[0]["text"]
+    assert "a negative experience" in widget[1]["text"] and "recommending capo to the user" in widget[1]["text"]
+    assert "secret" not in str(card_of())
 
 
 def test_training(card_of):
@@ -236,11 +282,14 @@ def test_training(card_of):
         # The second epoch is the best
         log.append({"loss": 1 / epoch, "epoch": epoch - 0.1})
         log.append({"eval_loss": 2.0 + epoch, "eval_nll": abs(epoch - 2) + 0.5, "epoch": float(epoch)})
-    log.append({"train_runtime": 3.0, "epoch": 7.0})
+    log.append({"train_runtime": 5400.0, "epoch": 7.0})
     (card_of.folder / "training_log.json").write_text(json.dumps(log))
     args = GaVaMoESFTConfig(str(card_of.folder), use_cpu=True, learning_rate=0.002, alpha=0.25, num_train_epochs=7)
     card = card_of(training_args=args, rating_autoencoder_learning_rates=[0.1, 0.2], lora_r=4, num_clusters="auto")
     text = section(card, "Training")
+    assert re.search(
+        r"^Hardware: \d+ .*\. Hours of stage 2, from where it was last resumed: 1\.5\.$", text, re.MULTILINE
+    )
     assert (
         "| epoch | training loss | validation loss | NLL of a token | token accuracy |\n"
         "| --- | --- | --- | --- | --- |\n"
@@ -376,7 +425,13 @@ def test_a_run_leaves_its_card(finished, planted):
 
 
 def test_the_snippet_runs_in_the_folder_without_the_package(finished, tmp_path):
-    (snippet,) = re.findall(r"```python\n(.*?)```", (finished / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    text = (finished / "README.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    # It is the first section, and names the versions that it needs
+    assert text.split("\n## ")[1].startswith("How to use\n")
+    needs = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    (floor,) = [need.partition(",")[0] for need in needs if need.startswith("transformers")]
+    assert f'`pip install torch "{floor}"`' in text
     output = run_without_package(snippet, modules=tmp_path, cwd=finished)
     assert re.search(r"^predicted rating [1-5]\.\d, cluster [0-2]$", output, re.MULTILINE)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,8 +15,9 @@ from typing import Any
 
 import torch
 import transformers
+import yaml
 from datasets import Dataset
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
 from .data.readers import SUFFIXES
 from .evaluation.cluster_report import CLUSTERS_FILE
@@ -28,7 +30,10 @@ from .version import __version__
 CARD_FILE = "README.md"
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 
-_TRAINING_LOG_FILE = "training_log.json"
+# Where the Hub looks for scores on data sets that it has, beside `model-index`
+EVAL_RESULTS_FILE = ".eval_results/gavamoe.yaml"
+
+_TRAINING_LOG_FILE, _PREDICTIONS_FILE = "training_log.json", "predictions_test.jsonl"
 # Last line of a card: by the digest, a card that somebody has edited is told from one that may be replaced
 _MARK = "<!-- Made by gavamoe-hf. Once edited, this card is left alone by later runs. "
 _MARK_END = " -->\n"
@@ -80,6 +85,7 @@ _TRAINING_OPTIONS = (
 _LORA_OPTIONS = ("use_peft", "lora_r", "lora_alpha", "lora_dropout", "use_rslora", "load_in_4bit")
 _EVALUATIONS_SHOWN = 5
 _TYPICAL_SHOWN = 3
+_EXAMPLES_SHOWN, _EXAMPLE_WIDTH = 3, 400
 _NAME_WIDTH = 40
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -114,7 +120,7 @@ def model_card(
             `base_model`, `license`, `language` and `hub_model_id`. A license is stated only where it is given.
         output_dir (`str` or `os.PathLike`):
             The checkpoint's folder, whose name is the model's where there is no `hub_model_id`. `training_log.json`,
-            `clusters.json` and `latent_space.png` are shown if there.
+            `clusters.json` and `latent_space.png` are shown if there, and explanations of `predictions_test.jsonl`.
         training_args ([`GaVaMoESFTConfig`], *optional*): Stage 2; what `run_options` says of it if not given.
 
     Returns:
@@ -126,7 +132,7 @@ def model_card(
     name = hub_id.split("/")[-1] if hub_id else _one_line(folder.resolve().name) or "gavamoe"
     base_model = run_options.get("base_model")
     return ModelCard.from_template(
-        _card_data(name, metrics, run_options),
+        _card_data(name, metrics, run_options, _widget(folder / _PREDICTIONS_FILE, processor)),
         template_path=str(TEMPLATE),
         model_name=_text(name),
         model_path=hub_id or ".",
@@ -134,13 +140,15 @@ def model_card(
         dataset=_source(run_options.get("dataset"), "https://huggingface.co/datasets/"),
         is_synthetic=run_options.get("dataset") == "synthetic",
         is_from_hub=_is_hub_id(run_options.get("dataset")),
-        license_text=_text(run_options.get("license") or ""),
+        license_text=_license(run_options),
         data_table=_data_table(records),
         rating_table=_rating_table(records, model.config.rating_levels),
         popular_share=f"{_share_of_popular(records['train']['item'], len(processor.items)):.0%}",
         base_model=_source(base_model, "https://huggingface.co/") if base_model else "none, from scratch",
         model_table=_model_table(model, run_options, training_args),
         training_table=_training_table(run_options, training_args),
+        hardware=_hardware(),
+        hours=_hours(folder / _TRAINING_LOG_FILE),
         log_table=_log_table(folder / _TRAINING_LOG_FILE, training_args),
         num_test=f"{len(records['test']):,}",
         protocol=_text(metrics.get("protocol", "given") or ""),
@@ -156,7 +164,8 @@ def model_card(
 
 def write_model_card(card: ModelCard, output_dir: str | os.PathLike[str]) -> bool:
     """
-    Writes a card as `README.md`, whole or not at all, unless there is one that somebody wrote or edited.
+    Writes a card as `README.md`, whole or not at all, unless there is one that somebody wrote or edited. Its scores are
+    written as `.eval_results/gavamoe.yaml`, too, where they are of a data set of the Hub.
 
     Args:
         card ([`~huggingface_hub.ModelCard`]): From [`model_card`].
@@ -165,6 +174,7 @@ def write_model_card(card: ModelCard, output_dir: str | os.PathLike[str]) -> boo
     Returns:
         `bool`: whether it was written.
     """
+    _write_eval_results(card, Path(output_dir) / EVAL_RESULTS_FILE)
     path = Path(output_dir) / CARD_FILE
     if path.exists() and not is_unedited_card(path):
         return False
@@ -189,17 +199,25 @@ def _mark(content: str) -> str:
 # Metadata
 
 
-def _card_data(name: str, metrics: Mapping[str, Any], run_options: Mapping[str, Any]) -> ModelCardData:
+def _card_data(
+    name: str, metrics: Mapping[str, Any], run_options: Mapping[str, Any], widget: list[dict[str, Any]]
+) -> ModelCardData:
     dataset, base_model = run_options.get("dataset"), run_options.get("base_model")
+    is_base_on_hub = _is_hub_id(base_model)
     return ModelCardData(
         model_name=name,
         library_name="transformers",
         pipeline_tag="text-generation",
         license=run_options.get("license"),
+        license_name=run_options.get("license_name"),
+        license_link=run_options.get("license_link"),
         language=run_options.get("language"),
         tags=["gavamoe", "recommendation", "explainable-recommendation", "mixture-of-experts"],
         datasets=[dataset] if _is_hub_id(dataset) else None,
-        base_model=base_model if _is_hub_id(base_model) else None,
+        base_model=base_model if is_base_on_hub else None,
+        # With LoRA, too: what the folder holds is merged
+        base_model_relation="finetune" if is_base_on_hub else None,
+        widget=widget or None,
         eval_results=_eval_results(metrics, dataset) or None,
     )
 
@@ -223,6 +241,54 @@ def _eval_results(metrics: Mapping[str, Any], dataset: str | None) -> list[EvalR
         for key, value in _scores(metrics)
         if math.isfinite(value)
     ]
+
+
+def _write_eval_results(card: ModelCard, path: Path) -> None:
+    """The scores in the Hub's own format, or none where the data set is not there; those of an earlier run go."""
+    results = card.data.get("eval_results") or []
+    if not (results and card.data.get("datasets")):
+        path.unlink(missing_ok=True)
+        return
+    keys = {name: key for key, (name, *_) in _METRICS.items()}
+    entries = [
+        EvalResultEntry(
+            dataset_id=result.dataset_type,
+            task_id=keys.get(result.metric_name, result.metric_name),
+            value=result.metric_value,
+            notes="; ".join(f"{name}: {value}" for name, value in (result.metric_args or {}).items()) or None,
+        )
+        for result in results
+    ]
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True))
+
+
+def _widget(path: Path, processor: GaVaMoEProcessor) -> list[dict[str, Any]]:
+    """Explanations of the test split as the Hub shows examples: what was asked, without the user, and what was said."""
+    if not path.is_file():
+        return []
+    examples: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            template = processor.prompt_template if row["feature"] else processor.prompt_template_without_features
+            asked = template.format(
+                sentiment=processor.sentiment(row["rating"]),
+                features=", ".join(row["feature"] or ()),
+                item=row["item"],
+                user="the user",
+            )
+            said = _one_line(row["prediction"])[:_EXAMPLE_WIDTH]
+            if said and all(said != example["output"]["text"] for example in examples):
+                examples.append({"text": _one_line(asked)[:_EXAMPLE_WIDTH], "output": {"text": said}})
+            if len(examples) == _EXAMPLES_SHOWN:
+                break
+    return examples
+
+
+def _license(run_options: Mapping[str, Any]) -> str:
+    name, link = (run_options.get(f"license_{part}") for part in ("name", "link"))
+    return _text(name or run_options.get("license") or "") + (f" ({_text(link, width=None)})" if link else "")
 
 
 def _metric_type(key: str) -> str:
@@ -294,6 +360,20 @@ def _model_table(model: GaVaMoEForCausalLM, run_options: Mapping[str, Any], trai
     if run_options.get("ablation", "none") != "none":
         rows.append(["left out, as an ablation", _text(run_options["ablation"])])
     return _table(["model", ""], rows)
+
+
+def _hardware() -> str:
+    """Of this process, which has just trained."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {_text(torch.cuda.get_device_name())}"
+    return f"{os.cpu_count()} CPU cores ({_text(platform.machine())})"
+
+
+def _hours(path: Path) -> str:
+    """How long stage 2 took, by its log; of a run that was interrupted, its last part."""
+    log = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    seconds = [entry["train_runtime"] for entry in log if "train_runtime" in entry]
+    return f"{seconds[-1] / 3600:.2g}" if seconds else ""
 
 
 def _training_table(run_options: Mapping[str, Any], training_args: Any) -> str:

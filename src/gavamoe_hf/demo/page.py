@@ -104,6 +104,7 @@ class _Page:
 
     def __init__(self, service: DemoService, title: str):
         self.service = service
+        self.examples = {kind: service.examples(kind) for kind in ("user", "item")}
         with gr.Blocks(title=title, analytics_enabled=False) as self.blocks:
             self.person, self.ratings = gr.State(), gr.State({})
             self.options = {kind: _html(self._search(kind), classes="gavamoe-options") for kind in ("user", "item")}
@@ -178,7 +179,7 @@ class _Page:
 
     def _examples(self, kind: str, label: str) -> gr.Radio:
         """Ids to begin with, for someone who knows none."""
-        return gr.Radio(self.service.examples(kind), label=label, elem_id=f"some-{kind}s")
+        return gr.Radio(self.examples[kind], label=label, elem_id=f"some-{kind}s")
 
     def _search(self, kind: str, text: Any = "") -> str:
         return options_view(kind, self.service.search(kind, text))
@@ -210,7 +211,7 @@ class _Page:
         return {
             self.person: person,
             self.user: person.user,
-            self.some_users: person.user if person.user in self.service.examples("user") else None,
+            self.some_users: person.user if person.user in self.examples["user"] else None,
             self.person_notice: spoken(f"{name_of(person)}: {len(best)} recommendations."),
             self.person_view: person_view(person),
             self.item_part: gr.update(visible=True),

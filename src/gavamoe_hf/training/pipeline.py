@@ -143,9 +143,12 @@ class DataArguments:
     license: str | None = field(
         default=None,
         metadata={
-            "help": "License of the checkpoint, which its card states: a name that the Hub knows, such as apache-2.0."
+            "help": "License of the checkpoint, which its card states: a name that the Hub knows, such as apache-2.0, "
+            "or other, with license_name and license_link."
         },
     )
+    license_name: str | None = field(default=None, metadata={"help": "Name of a license that the Hub does not know."})
+    license_link: str | None = field(default=None, metadata={"help": "Where its text is: a URL, or LICENSE."})
     language: list[str] | None = field(
         default=None, metadata={"help": "Languages of the texts, which the card states, as codes such as en."}
     )
@@ -162,6 +165,13 @@ class DataArguments:
             "with what of it is scored."
         },
     )
+
+    def __post_init__(self):
+        if (self.license == "other") != bool(self.license_name) or (self.license_link and not self.license_name):
+            raise ValueError(
+                "Expected `license_name`, and best a `license_link`, with the license `other` and with no other, but "
+                f"got license {self.license!r}, license_name {self.license_name!r}, license_link {self.license_link!r}."
+            )
 
 
 def read_data(args: DataArguments) -> tuple[DatasetDict, SyntheticTruth | None]:
