@@ -1,11 +1,13 @@
 """Stage 1: what its phases do, what it finds on planted data, and what it does with data that has little to learn."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from references import TINY_MODEL
 from sklearn.metrics import adjusted_rand_score
+from transformers import TrainerCallback
 
 from gavamoe_hf import GaVaMoEConfig, GaVaMoERatingModel
 from gavamoe_hf.data import SyntheticConfig, generate_synthetic
@@ -419,3 +421,42 @@ def test_a_failure_leaves_the_model_trainable_and_the_data_as_it_was(tmp_path, m
         trainer.train()
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert set(trainer.train_dataset.columns) == {"user_id", "item_id", "rating"}
+
+
+class StopAt(TrainerCallback):
+    """Ends the process's run, as far as the trainer can tell, after so many epochs of a phase."""
+
+    def __init__(self, phase, epoch):
+        self.phase, self.epoch = phase, epoch
+
+    def on_epoch_end(self, args, state, control, **_):
+        if Path(args.output_dir).name == self.phase and round(state.epoch) == self.epoch:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("phase", "epoch"),
+    [("bias", 1), ("autoencoder", 2), ("elbo", 1), ("elbo", 3), ("refinement", 1), ("refinement", 2)],
+)
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(planted, tmp_path, phase, epoch):
+    processor = build_processor(planted.records["train"], ModelArguments(vocab_size=400))
+    ratings = {split: RatingDataset.from_records(planted.records[split], processor) for split in planted.records}
+
+    def train(folder, callbacks=(), resume=False):
+        torch.manual_seed(0)
+        model = build_model(processor, ModelArguments(**TINY_MODEL, vocab_size=400)).rating_model
+        epochs = {"bias_epochs": 2, "autoencoder_epochs": 2, "num_train_epochs": 6, "refinement_epochs": 3}
+        rates = {"autoencoder_learning_rates": [1e-2], "elbo_learning_rate": 5e-2}
+        args = RatingTrainingArguments(
+            str(tmp_path / folder), disable_tqdm=True, use_cpu=True, early_stopping_patience=2, **epochs, **rates
+        )
+        trainer = RatingTrainer(model, args, ratings["train"], ratings["validation"], callbacks=list(callbacks))
+        trainer.train(resume_from_checkpoint=resume)
+        return model.state_dict()
+
+    expected = train("whole")
+    with pytest.raises(KeyboardInterrupt):
+        train("stopped", [StopAt(phase, epoch)])
+    torch.rand(7)
+    found = train("stopped", resume=True)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from datasets import Dataset as HubDataset
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
 from ..evaluation.predict import predict_pairs
 from ..processing_gavamoe import GaVaMoEProcessor
@@ -58,6 +60,8 @@ _CLUSTERED = (ELBO, REFINEMENT)
 
 # What the ELBO phase needs when it is resumed: the users' cluster probabilities and, if any, the teacher's logits
 _TARGETS_FILE = "targets.safetensors"
+# What the ELBO phase left, from which the refinement begins
+_ELBO_FILE = "elbo.safetensors"
 
 
 class RatingDataset(Dataset):
@@ -266,8 +270,8 @@ class RatingTrainer(Trainer):
 
         Args:
             resume_from_checkpoint (`bool`, *optional*):
-                Whether to go on from the last checkpoint of the ELBO phase in `output_dir`. A run that had not come so
-                far starts again.
+                Whether to go on from the last checkpoint of the ELBO phase in `output_dir`, or after it. A run that had
+                not come so far starts again. Either way the result is that of a run that was not interrupted.
 
         Returns:
             [`~transformers.trainer_utils.TrainOutput`] of the ELBO phase.
@@ -285,12 +289,12 @@ class RatingTrainer(Trainer):
                 if self._base_args.choose_num_clusters:
                     self.model.resize_mixture(targets["cluster_target"].shape[1])
             else:
+                (self._root / _ELBO_FILE).unlink(missing_ok=True)
                 targets = self._prepare_targets(self._train_autoencoder(**kwargs))
-                save_file(targets, self._root / _TARGETS_FILE)
+                _save_beside(targets, self._root / _TARGETS_FILE)
             self._use_targets(targets)
             self._start(ELBO, self._base_args.elbo_learning_rate)
-            output = super().train(resume_from_checkpoint=last, **kwargs)
-            self._log_history += self.state.log_history
+            output = self._train_elbo(last, **kwargs)
             if self._base_args.refinement_epochs > 0:
                 self._train_shortly(REFINEMENT, self._base_args.refinement_learning_rate, **kwargs)
         finally:
@@ -299,6 +303,28 @@ class RatingTrainer(Trainer):
                 parameter.requires_grad_(name in trainable)
         self._repair_clusters()
         self.state.log_history = self._log_history
+        return output
+
+    def _train_elbo(self, last: str | None, **kwargs: Any) -> Any:
+        """
+        The ELBO phase, or what it left where a run was stopped after it: the weights, and the states of the generators,
+        from which the refinement goes on as if nothing had happened.
+        """
+        file = self._root / _ELBO_FILE
+        if last is not None and file.is_file():
+            left = load_file(file)
+            torch.set_rng_state(left.pop("rng_state"))
+            if "cuda_rng_state" in left:
+                torch.cuda.set_rng_state(left.pop("cuda_rng_state"), self.args.device)
+            self.model.load_state_dict(left)
+            return TrainOutput(0, 0.0, {})
+        output = super().train(resume_from_checkpoint=last, **kwargs)
+        self._log_history += self.state.log_history
+        state = {name: value.contiguous() for name, value in self.model.state_dict().items()}
+        state["rng_state"] = torch.get_rng_state()
+        if self.args.device.type == "cuda":
+            state["cuda_rng_state"] = torch.cuda.get_rng_state(self.args.device)
+        _save_beside(state, file)
         return output
 
     @property
@@ -376,6 +402,8 @@ class RatingTrainer(Trainer):
             phase_args.num_train_epochs = getattr(self._base_args, epochs[phase])
         if learning_rate is not None:
             phase_args.learning_rate = learning_rate
+        # The epochs without an improvement count on
+        phase_args.restore_callback_states_from_checkpoint = True
         return phase_args
 
     def _start(self, phase: str, learning_rate: float | None = None) -> None:
@@ -469,6 +497,13 @@ class RatingTrainer(Trainer):
             self._loss_terms.clear()
         logs["phase"] = self.phase
         super().log(logs, start_time)
+
+
+def _save_beside(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Writes a file that is whole or not there."""
+    beside = path.with_name(path.name + ".part")
+    save_file(tensors, beside)
+    os.replace(beside, path)
 
 
 def _passthrough(batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
