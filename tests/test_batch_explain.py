@@ -403,10 +403,10 @@ def test_command(run, checkpoint, pairs, tmp_path, capsys):
     [
         ([], "Pass --user and --item, or --pairs and --output"),
         (["--user", "a"], "Pass --user and --item, or --pairs and --output"),
-        (["--pairs", "p.csv"], "`--pairs` and `--output` together"),
+        (["--pairs", "p.csv"], "--pairs and --output together"),
         (["--pairs", "p.csv", "--output", "o", "--rating", "3"], "one pair or a file of them, but got both"),
         (["--pairs", "p.csv", "--output", "o", "--json"], "one pair or a file of them, but got both"),
-        (["--pairs", "p.csv", "--output", "o", "--batch_size", "0"], "`--batch_size` of at least 1, but got 0"),
+        (["--pairs", "p.csv", "--output", "o", "--batch_size", "0"], "--batch_size of at least 1, but got 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

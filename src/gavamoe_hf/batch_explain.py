@@ -22,6 +22,7 @@ from .data.checks import _feature_words, _id_text, _rating_number, _text_feature
 from .data.errors import show_rows, show_value
 from .data.readers import as_utf8
 from .evaluation.predict import append_batches
+from .files import differences, one_writer
 
 Unknown = Literal["error", "population"]
 
@@ -241,20 +242,23 @@ def explain_file(
     with open(pairs, "rb") as file:
         run["pairs"] = hashlib.file_digest(file, "sha256").hexdigest()
     run = json.loads(json.dumps(run, default=str))
-    _check_same_run(part, run, overwrite)
-    was_training = model.training
-    model.eval()
-    try:
-        append_batches(
-            part,
-            lambda first: _rows(model, processor, pairs, batch_size, seed, first, count, options),
-            batch_size,
-            header=run,
-        )
-    finally:
-        model.train(was_training)
-    _write_in_order(part, output, batch_size * _WINDOW_BATCHES)
-    part.unlink()
+    with one_writer(output.resolve()):
+        if output.exists() and not part.exists() and not overwrite:
+            raise FileExistsError(f"{output} has been written by another process meanwhile. Nothing is left to do.")
+        _check_same_run(part, run, overwrite)
+        was_training = model.training
+        model.eval()
+        try:
+            append_batches(
+                part,
+                lambda first: _rows(model, processor, pairs, batch_size, seed, first, count, options),
+                batch_size,
+                header=run,
+            )
+        finally:
+            model.train(was_training)
+        _write_in_order(part, output, batch_size * _WINDOW_BATCHES)
+        part.unlink()
 
 
 def _check_same_run(part: Path, run: dict[str, Any], overwrite: bool) -> None:
@@ -274,8 +278,7 @@ def _check_same_run(part: Path, run: dict[str, Any], overwrite: bool) -> None:
     if overwrite:
         part.unlink()
         return
-    changed = sorted(key for key in earlier.keys() | run.keys() if earlier.get(key) != run.get(key))
-    named = ", ".join(f"{key} was {show_value(earlier.get(key))}, now {show_value(run.get(key))}" for key in changed)
+    named = differences(earlier, run)
     raise FileExistsError(
         f"{part} was begun with other options or pairs: {named}. Finish it with those, pass another --output, or "
         "--overwrite_output to start again."

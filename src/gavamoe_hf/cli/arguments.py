@@ -161,5 +161,6 @@ def as_options(message: str) -> str:
             return found[0]
         return f"--{name}" if value is None else f"--{name} {value.lower()}"
 
-    message = re.sub(r"Pass (\w+)=None to", r"Leave --\1 out to", message)
+    # Of Python alone: a command has the population for unknown ids of a file of pairs
+    message = re.sub(r" ?Pass \w+=None [^.]*\.", "", message)
     return re.sub(r"`(?:--)?(?P<name>\w+)(?:=(?P<value>\w+))?`", replace, message)

@@ -149,13 +149,20 @@ class EvaluateArguments:
 def run(argv: list[str]) -> None:
     """Scores a checkpoint or a predictions file, prints the table and writes it."""
     (args,) = CommandParser(EvaluateArguments, prog="gavamoe evaluate").parse(argv)
-    from ..evaluation.evaluator import evaluate_predictions, markdown_table, write_evaluation
-    from ..evaluation.prediction_files import Corpus
+    from ..files import one_writer
 
     for noisy in ("absl", "rouge_score"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     output_dir = Path(args.output_dir)
     _check_output_dir(output_dir, args.overwrite_output_dir)
+    with one_writer(output_dir.resolve()):
+        _score(args, output_dir)
+
+
+def _score(args: EvaluateArguments, output_dir: Path) -> None:
+    from ..evaluation.evaluator import evaluate_predictions, markdown_table, write_evaluation
+    from ..evaluation.prediction_files import Corpus
+
     options = _options(args)
     records = None if args.dataset is None else _read_records(args)
     dropped = {} if records is None else {"num_dropped": _num_dropped(args, records)}
@@ -235,10 +242,11 @@ def _check_output_dir(output_dir: Path, overwrite: bool) -> None:
 def _claim(output_dir: Path, args: EvaluateArguments) -> None:
     """Keeps the predictions of an earlier run with the same options, so that it goes on, and refuses others."""
     from ..evaluation.predict import write_json
+    from ..files import checkpoint_identity
+    from ..loading import local_folder
 
     described = {name: getattr(args, name) for name in _GENERATION_OPTIONS}
-    weights = sorted(Path(args.model).glob("*.safetensors")) if Path(args.model).is_dir() else []
-    described["weights_modified"] = [path.stat().st_mtime_ns for path in weights]
+    described |= checkpoint_identity(local_folder(args.model))
     file = output_dir / RUN_FILE
     earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
     found = [path for name in ("given", "predicted") for path in output_dir.glob(f"predictions_{name}.jsonl*")]

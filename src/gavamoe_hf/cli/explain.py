@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from .arguments import CommandParser
@@ -14,8 +13,8 @@ class ExplainArguments:
     """Options of `gavamoe explain`."""
 
     model: str = field(metadata={"help": "Folder or Hub id of a checkpoint."})
-    user: str | None = field(default=None, metadata={"help": "Raw user id; the population if not given."})
-    item: str | None = field(default=None, metadata={"help": "Raw item id; likewise."})
+    user: str | None = field(default=None, metadata={"help": "Raw user id."})
+    item: str | None = field(default=None, metadata={"help": "Raw item id."})
     rating: float | None = field(
         default=None,
         metadata={"help": "Rating whose sentiment is explained; the predicted one if not given."},
@@ -61,7 +60,7 @@ class ExplainArguments:
     def __post_init__(self) -> None:
         single = (self.user, self.item, self.rating, self.features)
         if self.pairs is None and self.output is None:
-            if self.user is None and self.item is None:
+            if self.user is None or self.item is None:
                 raise ValueError("Expected a pair or a file of them. Pass --user and --item, or --pairs and --output.")
         elif self.pairs is None or self.output is None:
             raise ValueError("Expected `--pairs` and `--output` together, but got one of them alone.")
@@ -90,9 +89,10 @@ def run(argv: list[str]) -> None:
         _explain_one(args, model, processor, options)
         return
     from ..batch_explain import explain_file
+    from ..files import checkpoint_identity
+    from ..loading import local_folder
 
-    weights = sorted(Path(args.model).glob("*.safetensors")) if Path(args.model).is_dir() else []
-    identity = {"model": args.model, "weights_modified": [path.stat().st_mtime_ns for path in weights]}
+    identity = {"model": args.model, **checkpoint_identity(local_folder(args.model))}
     explain_file(
         model,
         processor,

@@ -15,9 +15,11 @@ def run(argv: list[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "datasets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    from ..files import one_writer
     from ..prepare.pipeline import describe_summary, prepare_reviews, push_dataset, read_summary
 
-    splits = prepare_reviews(args)
+    with one_writer(Path(args.output_dir).resolve()):
+        splits = prepare_reviews(args)
     print(describe_summary(read_summary(args.output_dir)))
     print(f"{Path(args.output_dir)}: read it with `gavamoe train --dataset {args.output_dir}`")
     if args.push_to_hub is not None:

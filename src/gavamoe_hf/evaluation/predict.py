@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -154,9 +155,9 @@ def append_batches(
     first = _keep_whole_batches(path, batch_size, num_header_lines=int(header is not None))
     with open(path, "a", encoding="utf-8") as file:
         if header is not None and file.tell() == 0:
-            file.write(json.dumps(header, ensure_ascii=False) + "\n")
+            file.write(to_json(header) + "\n")
         for number, row in enumerate(rows_from(first), start=first + 1):
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(to_json(row) + "\n")
             if number % batch_size == 0:
                 file.flush()
 
@@ -175,6 +176,19 @@ def _keep_whole_batches(path: Path, batch_size: int, num_header_lines: int) -> i
     return count
 
 
+def to_json(value: Any, indent: int | None = None) -> str:
+    """A value as JSON, which has no NaN or infinity: a number that is none is `null`."""
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, float):
+            return part if math.isfinite(part) else None
+        if isinstance(part, Mapping):
+            return {key: plain(entry) for key, entry in part.items()}
+        return [plain(entry) for entry in part] if isinstance(part, list | tuple) else part
+
+    return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
 def write_json_lines(path: str | os.PathLike[str], rows: Sequence[dict[str, Any]]) -> None:
     """Writes rows beside the path and renames, so that the file is whole or not there."""
     path = Path(path)
@@ -183,13 +197,13 @@ def write_json_lines(path: str | os.PathLike[str], rows: Sequence[dict[str, Any]
     beside.unlink(missing_ok=True)
     with open(beside, "w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(to_json(row) + "\n")
     os.replace(beside, path)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes a JSON file beside the path and renames, so that the file is whole or not there."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, to_json(value, indent=2) + "\n")
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

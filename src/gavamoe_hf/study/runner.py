@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import re
@@ -21,6 +20,7 @@ from transformers import set_seed
 from ..evaluation import require_text_metrics
 from ..evaluation.predict import predict_records, write_json, write_json_lines
 from ..evaluation.sparsity import sparsity_thirds
+from ..files import records_digest
 from ..processing_gavamoe import GaVaMoEProcessor
 from ..training.building import build_model, build_processor, build_rating_model
 from ..training.lora import lora_config
@@ -89,10 +89,6 @@ def read_study_data(config: StudyConfig) -> StudyData:
 
 
 def _summary(records: DatasetDict) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for split in records.values():
-        for name in split.column_names:
-            digest.update(json.dumps([split.split and str(split.split), name, list(split[name])]).encode())
     columns = {name: [value for split in records.values() for value in split[name]] for name in ("user", "item")}
     return {
         "users": len(set(columns["user"])),
@@ -100,7 +96,7 @@ def _summary(records: DatasetDict) -> dict[str, Any]:
         "records": len(columns["user"]),
         "features": len({name for split in records.values() for names in split["feature"] for name in names}),
         "splits": {name: len(split) for name, split in records.items()},
-        "sha256": digest.hexdigest(),
+        "sha256": records_digest(records),
     }
 
 

@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, make_dataclass
 from enum import Enum
 from importlib.metadata import requires
@@ -40,6 +41,7 @@ from ..evaluation.predict import (
     write_json_lines,
     write_text,
 )
+from ..files import differences, one_writer, records_digest
 from ..hub import hub_errors, push_checkpoint
 from ..loading import load_adapter
 from ..model_card import CARD_FILE, is_unedited_card, model_card, write_model_card
@@ -60,6 +62,8 @@ logger = logging.getLogger(__name__)
 
 SYNTHETIC = "synthetic"
 RUN_FILE, METRICS_FILE, PREDICTIONS_FILE = "run.json", "metrics.json", "predictions_test.jsonl"
+# In `run.json`, of the data
+DIGEST = "records_sha256"
 RATING_FOLDER, CHECKPOINT_FOLDER = "rating_model", "checkpoints"
 # With LoRA: the model that it adapts, and the adapter
 BASE_FOLDER, ADAPTER_FOLDER = "base_model", "adapter"
@@ -230,17 +234,30 @@ def run_training(
         `FileExistsError`: if `output_dir` holds another run.
         `OSError`: if the Hub does not let it create the repository, before anything is trained.
     """
-    output_dir = Path(sft_args.output_dir)
-    lora_args = lora_args or LoraArguments()
-    resume = is_resumed(sft_args)
     require_text_metrics()
     require_baselines()
-    check_output_dir(output_dir, resume, data_args.overwrite_output_dir)
+    output_dir = Path(sft_args.output_dir)
+    check_output_dir(output_dir, is_resumed(sft_args), data_args.overwrite_output_dir)
+    # Of several processes of one run, the first writes for all
+    with one_writer(output_dir.resolve()) if sft_args.process_index == 0 else nullcontext():
+        return _run(data_args, model_args, rating_args, sft_args, lora_args or LoraArguments())
+
+
+def _run(
+    data_args: DataArguments,
+    model_args: ModelArguments,
+    rating_args: Any,
+    sft_args: GaVaMoESFTConfig,
+    lora_args: LoraArguments,
+) -> dict[str, Any]:
+    output_dir = Path(sft_args.output_dir)
+    resume = is_resumed(sft_args)
     with sft_args.main_process_first(desc="reading the data"):
         records, truth = read_data(data_args)
-    arguments = _described(data_args, model_args, rating_args, sft_args, lora_args)
+    groups = (data_args, model_args, rating_args, sft_args, lora_args)
+    arguments = {**_described(*groups), DIGEST: records_digest(records)}
     if resume:
-        _check_same_run(output_dir, arguments)
+        _check_same_run(output_dir, arguments, {name: value for group in groups for name, value in _defaults(group)})
     set_seed(sft_args.seed)
     processor = build_processor(records["train"], model_args, data_args.rating_levels)
     model = build_model(processor, model_args, data_args.rating_levels, torch_dtype_of(model_args, lora_args))
@@ -433,17 +450,14 @@ def evaluate_run(
     pairs = ratings["train"].columns["user_id"], ratings["train"].columns["item_id"]
     clusters = predict_pairs(model.rating_model, *pairs).cluster_posterior.argmax(dim=-1)
     shares = torch.bincount(clusters, minlength=model.config.num_clusters) / len(clusters)
+    splits = records["train"], records["validation"], records["test"]
+    options = {"min_rating": processor.positive_rating_threshold, "max_users": _RANKED_USERS}
     metrics = {
-        **score_predictions(rows, "given"),
-        **baseline_scores(records["train"], records["validation"], records["test"]),
+        **_scores_if_any("of the explanations", score_predictions, rows, "given"),
+        **_scores_if_any("of the baselines", baseline_scores, *splits),
         "min_cluster_share": shares.min().item(),
-        **ranking_scores(
-            records,
-            rating_scorer(model),
-            processor.users,
-            processor.items,
-            min_rating=processor.positive_rating_threshold,
-            max_users=_RANKED_USERS,
+        **_scores_if_any(
+            "of the ranking", ranking_scores, records, rating_scorer(model), processor.users, processor.items, **options
         ),
     }
     if truth is not None:
@@ -452,6 +466,15 @@ def evaluate_run(
         worded = [truth.wording_group(row["prediction"]) == truth.user_group[row["user"]] for row in rows]
         metrics["wording_match"] = sum(worded) / len(worded)
     return metrics, rows
+
+
+def _scores_if_any(what: str, score: Callable[..., dict[str, Any]], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Scores, or none and a warning where the test split has nothing to score: the run is trained by now."""
+    try:
+        return score(*args, **kwargs)
+    except ValueError as error:
+        logger.warning("There are no scores %s: %s", what, error)
+        return {}
 
 
 def report_clusters(model: GaVaMoEForCausalLM, processor: GaVaMoEProcessor, train: Dataset, output_dir: Path) -> None:
@@ -546,23 +569,35 @@ def _described(*arguments: Any) -> dict[str, Any]:
     """Every option that differs from its default; of those that say where and how a run is shown, none."""
     described: dict[str, Any] = {}
     for group in arguments:
-        for option in dataclasses.fields(group):
-            value = getattr(group, option.name)
-            default = option.default_factory() if callable(option.default_factory) else option.default
-            if option.name not in _NOT_DESCRIBED and value != default and _is_plain(value):
-                described[option.name] = value
+        for name, default in _defaults(group):
+            value = getattr(group, name)
+            if name not in _NOT_DESCRIBED and value != default and _is_plain(value):
+                described[name] = value
     return described
+
+
+def _defaults(group: Any) -> Iterator[tuple[str, Any]]:
+    for option in dataclasses.fields(group):
+        yield option.name, option.default_factory() if callable(option.default_factory) else option.default
 
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, str | int | float | bool | list | None) and not isinstance(value, Enum)
 
 
-def _check_same_run(output_dir: Path, arguments: dict[str, Any]) -> None:
+def _check_same_run(output_dir: Path, arguments: dict[str, Any], defaults: dict[str, Any]) -> None:
     earlier = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
-    changed = [name for name in sorted({*earlier, *arguments}) if earlier.get(name) != arguments.get(name)]
-    if changed:
-        found = ", ".join(f"{name} was {earlier.get(name)!r}, now {arguments.get(name)!r}" for name in changed)
+    if DIGEST not in earlier:  # of an older version
+        arguments = {name: value for name, value in arguments.items() if name != DIGEST}
+    # What is not described has its default
+    known = {name: defaults[name] for name in {*earlier, *arguments} if name in defaults}
+    found = differences({**known, **earlier}, {**known, **arguments})
+    if f"{DIGEST} was" in found:
+        raise ValueError(
+            f"Expected the records of the run in {output_dir}, but they have changed: rows of users and items would be "
+            "others'. Resume with the same data, or start again with --overwrite_output_dir."
+        )
+    if found:
         raise ValueError(f"Expected the options of the run in {output_dir}, but {found}. Resume with the same options.")
 
 
