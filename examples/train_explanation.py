@@ -44,6 +44,9 @@ def main(args: ScriptArguments, model_args: ModelArguments, training_args: GaVaM
         processor = GaVaMoEProcessor.from_pretrained(args.rating_model)
         model = build_model(processor, model_args)
         model.rating_model.load_state_dict(GaVaMoERatingModel.from_pretrained(args.rating_model).state_dict())
+    # For `recommend`, which leaves out what a user has
+    train = RatingDataset.from_records(records["train"], processor).columns
+    model.set_interactions(train["user_id"], train["item_id"])
 
     trainer = GaVaMoESFTTrainer(
         model,

@@ -53,6 +53,10 @@ def test_loads_and_is_saved_again(fixture, tmp_path):
     assert json.loads((folder / "config.json").read_text())["format_version"] == version
     model, processor = load_checkpoint(str(folder))
     check(model, processor, expected(fixture))
+    if version == 1:
+        # From before checkpoints knew what users have
+        assert model.config.num_interactions == 0
+        assert len(set(model.recommend(0, top_k=len(processor.items)).item_id[0].tolist())) == len(processor.items)
     model.save_pretrained(tmp_path / "again")
     processor.save_pretrained(tmp_path / "again")
     check(*load_checkpoint(str(tmp_path / "again")), expected(fixture))

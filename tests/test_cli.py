@@ -133,9 +133,14 @@ def test_a_run_resumes_with_its_own_options_only(tmp_path):
         return _described(DataArguments("synthetic"), ModelArguments(), RatingArguments(), sft)
 
     (tmp_path / "run.json").write_text(json.dumps(described(learning_rate=1e-3)))
-    _check_same_run(tmp_path, described(learning_rate=1e-3, resume_from_checkpoint="true", disable_tqdm=True))
+    defaults = {"seed": 42, "learning_rate": 3e-5}
+    same = described(learning_rate=1e-3, resume_from_checkpoint="true", disable_tqdm=True)
+    _check_same_run(tmp_path, same, defaults)
     with pytest.raises(ValueError, match=r"learning_rate was 0\.001, now 0\.002"):
-        _check_same_run(tmp_path, described(learning_rate=2e-3))
+        _check_same_run(tmp_path, described(learning_rate=2e-3), defaults)
+    # What is not described has its default
+    with pytest.raises(ValueError, match=r"learning_rate was 0\.001, now 3e-05"):
+        _check_same_run(tmp_path, described(), defaults)
 
 
 @pytest.mark.parametrize(

@@ -359,6 +359,7 @@ def finished_run(processor, tmp_path, monkeypatch):
     rating_model = planted_rating_model(PROBABILITY)
     model = SimpleNamespace(
         rating_model=rating_model,
+        set_interactions=rating_model.set_interactions,
         config=rating_model.config,
         dtype=torch.float32,
         parameters=rating_model.parameters,

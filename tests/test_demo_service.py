@@ -105,6 +105,22 @@ def test_rated_items_are_not_recommended(service, model, processor):
         everything.recommend(everything.visitor({f"I{row}": 3.0 for row in range(9)}))
 
 
+def test_what_the_model_knows_its_users_to_have_is_not_recommended(model, processor):
+    model = copy.deepcopy(model)
+    expected = model.recommend(0, top_k=4, exclude=[0, 4, 7])
+    model.set_interactions([0, 0, 1], [4, 7, 2])
+    service = DemoService(model, processor, RECORDS, top_k=4)
+    assert [item for item, _ in service.recommend(service.known_user("U0"))] == [
+        f"I{row}" for row in expected.item_id[0].tolist()
+    ]
+    service = DemoService(model, processor, top_k=50)
+    assert len(service.recommend(service.known_user("U0"))) == 7
+    assert len(service.recommend(service.anyone())) == 9
+    model.set_interactions([0] * 9, range(9))
+    with pytest.raises(DemoError, match="nothing left to recommend"):
+        service.recommend(service.known_user("U0"))
+
+
 # Visitors
 
 

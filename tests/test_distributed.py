@@ -101,6 +101,7 @@ def alone(tmp_path_factory, planted):
     arguments = ModelArguments(**TINY_MODEL, vae_dropout=0.0, vae_id_dropout=0.0, vocab_size=600)
     processor = build_processor(planted.records["train"], arguments)
     model = spread_clusters(build_model(processor, arguments))
+    model.set_interactions([0, 3, 3], [2, 1, 4])
     model.save_pretrained(folder / "start")
     processor.save_pretrained(folder / "start")
     for split, count in (("train", 64), ("validation", 10)):

@@ -313,7 +313,7 @@ def test_readme_explain_commands_run(command, checkpoint, tmp_path, monkeypatch,
 
 
 def test_readme_options_exist(capsys):
-    for command in ("train", "explain"):
+    for command in ("train", "explain", "recommend"):
         with pytest.raises(SystemExit):
             gavamoe([command, "--help"])
     known = set(re.findall(r"--[a-z0-9_]+", capsys.readouterr().out))

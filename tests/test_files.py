@@ -16,41 +16,12 @@ from gavamoe_hf.evaluation.predict import to_json, write_json, write_json_lines
 from gavamoe_hf.files import checkpoint_identity, differences, one_writer, records_digest
 from gavamoe_hf.training.pipeline import save_checkpoint
 
-TINY = [
-    "--use_cpu",
-    "--hidden_size",
-    "32",
-    "--num_hidden_layers",
-    "1",
-    "--num_attention_heads",
-    "2",
-    "--num_experts",
-    "4",
-    "--vocab_size",
-    "400",
-    "--moe_intermediate_size",
-    "16",
-    "--shared_expert_intermediate_size",
-    "0",
-    "--vae_embedding_size",
-    "16",
-    "--latent_size",
-    "8",
-    "--num_clusters",
-    "2",
-    "--rating_bias_epochs",
-    "1",
-    "--rating_autoencoder_epochs",
-    "1",
-    "--rating_num_train_epochs",
-    "1",
-    "--rating_refinement_epochs",
-    "1",
-    "--num_train_epochs",
-    "1",
-    "--disable_tqdm",
-    "true",
-]
+TINY = """
+    --use_cpu --hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --num_experts 4 --vocab_size 400
+    --moe_intermediate_size 16 --shared_expert_intermediate_size 0 --vae_embedding_size 16 --latent_size 8
+    --num_clusters 2 --rating_bias_epochs 1 --rating_autoencoder_epochs 1 --rating_num_train_epochs 1
+    --rating_refinement_epochs 1 --num_train_epochs 1 --disable_tqdm true
+""".split()  # noqa: SIM905
 
 
 @pytest.fixture(scope="module")

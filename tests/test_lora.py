@@ -295,12 +295,22 @@ def run(base, output_dir, *options):
     return main([*command.split(), *options])
 
 
+def check_interactions(base, model, processor):
+    """The model knows its training pairs, and no others."""
+    records = map(json.loads, (base / "data" / "train.jsonl").read_text().splitlines())
+    pairs = {(processor.user_index(row["user"]), processor.item_index(row["item"])) for row in records}
+    users, items = model.rating_model.interactions()
+    assert list(zip(users.tolist(), items.tolist(), strict=True)) == sorted(pairs)
+    assert model.config.num_interactions == len(pairs)
+
+
 def test_a_run_leaves_adapter_base_and_the_two_merged(base, tmp_path, capsys):
     assert run(base, tmp_path / "run", "--use_peft", "--alpha", "0.3", "--beta", "0.2") == 0
     folder = tmp_path / "run"
     model, processor = load_checkpoint(folder)
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16" == str(model.dtype).split(".")[1]
     assert model.rating_model.user_embeddings.weight.dtype == torch.float32
+    check_interactions(base, model, processor)
     merged, _ = load_checkpoint(folder / "adapter")
     start, _ = load_checkpoint(folder / "base_model")
     for name, value in model.state_dict().items():
@@ -338,7 +348,9 @@ def test_what_stage_2_would_refuse_is_found_before_stage_1(base, tmp_path, capsy
 
 def test_full_training_is_in_32_bits_unless_asked(base, tmp_path):
     assert run(base, tmp_path / "full") == 0
-    assert load_checkpoint(tmp_path / "full")[0].dtype == torch.float32
+    model, processor = load_checkpoint(tmp_path / "full")
+    assert model.dtype == torch.float32
+    check_interactions(base, model, processor)
     assert not (tmp_path / "full" / "adapter").exists()
     assert run(base, tmp_path / "half", "--dtype", "auto") == 0
     assert load_checkpoint(tmp_path / "half")[0].dtype == torch.bfloat16

@@ -426,6 +426,9 @@ def test_offloaded_weights_answer_as_others(model, tmp_path):
     expected = model.predict_rating(users, items)
     ids = {"input_ids": torch.tensor([[BOS, USER, 20, ITEM]]), "user_id": 1, "item_id": 2}
     tokens = model.generate(**ids, max_new_tokens=4, do_sample=False)
+    model = copy.deepcopy(model)
+    model.set_interactions([0, 0, 3], [1, 2, 4])
+    best = model.recommend([0, 3], top_k=6, exclude=[0])
     model.save_pretrained(tmp_path)
     parts = ("embed_tokens", "layers", "norm", "rotary_emb", "user_projection", "item_projection")
     parts = {"lm_head": "cpu", **{f"model.{name}": "cpu" for name in parts}, "model.rating_model": "disk"}
@@ -433,11 +436,13 @@ def test_offloaded_weights_answer_as_others(model, tmp_path):
     for offloaded in (
         cpu_offload(copy.deepcopy(model), execution_device=torch.device("cpu")),
         GaVaMoEForCausalLM.from_pretrained(tmp_path, device_map=parts, **options),
+        GaVaMoEForCausalLM.from_pretrained(tmp_path, device_map=parts, offload_buffers=True, **options),
         GaVaMoEForCausalLM.from_pretrained(tmp_path, device_map="auto", max_memory={"cpu": "60KB"}, **options),
     ):
         for _ in range(2):
             assert torch.equal(offloaded.predict_rating(users, items), expected)
             assert torch.equal(offloaded.generate(**ids, max_new_tokens=4, do_sample=False), tokens)
+            assert torch.equal(offloaded.recommend([0, 3], top_k=6, exclude=[0]).item_id, best.item_id)
 
 
 def test_loss_terms_count_once_however_a_batch_is_divided(model):

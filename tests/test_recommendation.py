@@ -3,6 +3,8 @@
 import copy
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from references import spread_clusters, tiny_model, tiny_run
@@ -140,6 +142,154 @@ def test_faults(model, arguments, error, message):
         model.recommend(**{"user_id": 3, "top_k": 2, **arguments})
 
 
+# What users have
+
+# User 0 has item 1, user 3 items 2 and 5 (one of them twice), user 7 item 8
+INTERACTIONS = [3, 0, 3, 3, 7], [5, 1, 2, 5, 8]
+OFFSETS, ITEMS = [0, 1, 1, 1, 3, 3, 3, 3, 4], [1, 2, 5, 8]
+KNOWN = {0: [1], 3: [2, 5], 7: [8], -1: []}
+
+
+@pytest.fixture
+def knowing(model):
+    """A model of the test's own, with [`INTERACTIONS`]."""
+    model = copy.deepcopy(model)
+    model.set_interactions(*INTERACTIONS)
+    return model
+
+
+def interactions(model) -> tuple[list[int], list[int]]:
+    """As they are stored, in the types that they are stored in."""
+    offsets, items = model.rating_model.interaction_offsets, model.rating_model.interaction_items
+    assert (offsets.dtype, items.dtype) == (torch.int64, torch.int32)
+    assert model.config.num_interactions == model.rating_model.config.num_interactions == len(items)
+    assert len(offsets) == model.config.num_users + 1
+    return offsets.tolist(), items.tolist()
+
+
+def test_what_users_have_is_left_out(knowing, model):
+    assert interactions(knowing) == (OFFSETS, ITEMS)
+    assert [ids.tolist() for ids in knowing.rating_model.interactions()] == [[0, 3, 3, 7], [1, 2, 5, 8]]
+    expected = [ranked(model, user, KNOWN[user]) for user in USERS]
+    assert expected != [ranked(model, user)[: len(items)] for user, items in zip(USERS, expected, strict=True)]
+    for chunk_size in (1, 8, 4096):
+        output = knowing.recommend(USERS, top_k=7, chunk_size=chunk_size)
+        assert output.item_id.tolist() == [items[:7] for items in expected]
+        output = knowing.recommend(USERS, top_k=9, chunk_size=chunk_size, include_known=True)
+        assert output.item_id.tolist() == [ranked(model, user) for user in USERS]
+    # Beside what the caller excludes
+    output = knowing.recommend(USERS, top_k=5, exclude=[0, 5])
+    assert output.item_id.tolist() == [ranked(model, user, {0, 5, *KNOWN[user]})[:5] for user in USERS]
+    assert knowing.recommend(3, top_k=9, include_known=True).item_id.tolist() == [ranked(model, 3)]
+
+
+@pytest.mark.parametrize("form", [torch.tensor, np.array, tuple, lambda ids: pd.Series(ids, index=[9, 8, 7, 6, 5])])
+def test_forms_of_interactions(model, form):
+    model = copy.deepcopy(model)
+    model.set_interactions(*map(form, INTERACTIONS))
+    assert interactions(model) == (OFFSETS, ITEMS)
+
+
+def test_interactions_that_are_refused_or_empty(knowing):
+    for users, items, error, message in (
+        ([8], [0], IndexError, "`user_id` 8 is out of range: this model knows 0 to 7"),
+        ([0], [9], IndexError, "`item_id` 9 is out of range"),
+        (
+            [0, 1],
+            [2],
+            ValueError,
+            r"for each pair, but got torch.int64 of shape \(2,\) and torch.int64 of shape \(1,\)",
+        ),
+        (
+            [0.0],
+            [2],
+            ValueError,
+            "Expected the index of a user and that of an item for each pair, but got torch.float32",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            knowing.set_interactions(users, items)
+        assert interactions(knowing) == (OFFSETS, ITEMS)
+    knowing.set_interactions([-1, 3, 2], [4, -1, 6])
+    assert interactions(knowing) == ([0, 0, 0, 1, 1, 1, 1, 1, 1], [6])
+    knowing.set_interactions([], [])
+    assert knowing.config.num_interactions == 0
+    assert not any("interaction" in name for name in knowing.state_dict())
+    assert knowing.recommend(3, top_k=9).item_id.tolist() == [ranked(knowing, 3)]
+
+
+def test_nothing_or_too_little_is_left(knowing):
+    message = (
+        r"`top_k` \(8\) .* user row 1 has 7 of 9 left, without the 2 that the user has\. Lower `top_k`, exclude fewer, "
+        r"or set `include_known`"
+    )
+    with pytest.raises(ValueError, match=message):
+        knowing.recommend([1, 3], top_k=8)
+    with pytest.raises(ValueError, match="has 6 of 9 left, without the 2 that the user has"):
+        knowing.recommend(3, top_k=8, exclude=[0, 2])
+    knowing.set_interactions([4] * 9, range(9))
+    message = r"items that are new to the user, but user row 1 has all 9 already\. Set `include_known` to rank these"
+    with pytest.raises(ValueError, match=message):
+        knowing.recommend([0, 4], top_k=1)
+    assert knowing.recommend(4, top_k=1, include_known=True).item_id.tolist() == [ranked(knowing, 4)[:1]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_interactions_are_saved(knowing, tmp_path, dtype):
+    for name, options in (("whole", {}), ("shards", {"max_shard_size": "20KB"})):
+        knowing.save_pretrained(tmp_path / name, **options)
+        assert len(list((tmp_path / name).glob("*.safetensors"))) == 1 or name == "shards"
+        loaded, report = type(knowing).from_pretrained(tmp_path / name, dtype=dtype, output_loading_info=True)
+        assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        assert interactions(loaded) == (OFFSETS, ITEMS)
+        assert loaded.recommend(3, top_k=3).item_id.tolist() == [ranked(loaded, 3, KNOWN[3])[:3]]
+        assert json.loads((tmp_path / name / "config.json").read_text())["num_interactions"] == 4
+    knowing.set_interactions([], [])
+    knowing.save_pretrained(tmp_path / "none")
+    loaded, report = type(knowing).from_pretrained(tmp_path / "none", output_loading_info=True)
+    assert loaded.config.num_interactions == 0 and not any(report.values())
+
+
+@pytest.mark.parametrize(
+    "cast", ["half", "bfloat16", "double", lambda model: model.to(torch.float16), lambda model: model.type(torch.half)]
+)
+def test_casts_leave_interactions_alone(knowing, cast):
+    # Beyond what 16 bits can count
+    knowing.config.num_items = knowing.rating_model.config.num_items = 100_000
+    knowing.set_interactions([3, 3], [70_001, 99_999])
+    knowing = getattr(knowing, cast)() if isinstance(cast, str) else cast(knowing)
+    assert interactions(copy.deepcopy(knowing)) == ([0, 0, 0, 0, 2, 2, 2, 2, 2], [70_001, 99_999])
+
+
+def test_interactions_of_those_who_are_added(knowing, model, processor):
+    empty = copy.deepcopy(processor)
+    user, none = knowing.add_users(processor, {"new": [("I4", 5.0), ("I0", 1.0), ("I4", 4.0)], "none": []})
+    (item,) = knowing.add_items(processor, {"thing": [("U3", 5.0), ("new", 2.0)]})
+    assert interactions(knowing) == ([0, 1, 1, 1, 4, 4, 4, 4, 5, 8, 8], [1, 2, 5, 9, 8, 0, 4, 9])
+    assert knowing.recommend(user.index, top_k=7).item_id.tolist() == [ranked(knowing, user.index, [0, 4, 9])]
+    assert item.index in ranked(knowing, none.index)
+    assert knowing.recommend(none.index, top_k=10).item_id.tolist() == [ranked(knowing, none.index)]
+    # Also where nothing was known before
+    model = copy.deepcopy(model)
+    model.add_users(empty, {"new": [("I4", 5.0)]})
+    assert interactions(model) == ([0] * 9 + [1], [4])
+    # A table that is grown by itself: the new user has nothing
+    model.rating_model.grow_table("user", torch.zeros(2, model.config.vae_embedding_size))
+    assert model.rating_model.interaction_offsets.tolist() == [0] * 9 + [1, 1, 1]
+    model.rating_model.resize_mixture(2)
+    assert model.rating_model.interaction_items.tolist() == [4]
+
+
+def test_visitors_have_what_they_rated(knowing, processor):
+    view = knowing.for_visitor(processor, [("I4", 5.0), ("I0", 1.0), ("I4", 4.0)])
+    other = knowing.for_visitor(processor, [])
+    assert view.recommend(-1, top_k=7).item_id.tolist() == [ranked(view, -1, [0, 4])]
+    assert view.recommend(-1, top_k=9, include_known=True).item_id.tolist() == [ranked(view, -1)]
+    assert view.recommend(3, top_k=7).item_id.tolist() == [ranked(knowing, 3, KNOWN[3])]
+    for one in (knowing, other):
+        assert one.recommend(-1, top_k=9).item_id.tolist() == [ranked(one, -1)]
+
+
 # The command
 
 
@@ -147,6 +297,8 @@ def test_faults(model, arguments, error, message):
 def checkpoint(tmp_path_factory):
     model, processor = tiny_run()
     model = spread_clusters(model).eval()
+    # All but the second of the best three
+    model.set_interactions([processor.user_index("user_005")] * 2, [ranked(model, 5)[0], ranked(model, 5)[2]])
     folder = tmp_path_factory.mktemp("run") / "checkpoint"
     folder.mkdir()
     save_checkpoint(model, processor, folder)
@@ -167,6 +319,17 @@ def test_command_prints_the_best_items(checkpoint, capsys):
     assert ratings == sorted(ratings, reverse=True) and ratings[-1] >= 1 and ratings[0] <= 5
     lines = run(checkpoint, capsys, "--user", "user_003", "--top_k", "4", "--exclude", best[0], best[2]).splitlines()
     assert [line.split()[1] for line in lines] == [best[1], *best[3:6]]
+
+
+def test_command_leaves_out_what_the_user_has(checkpoint, capsys):
+    _, model, processor = checkpoint
+    best = [processor.items[index] for index in ranked(model, processor.user_index("user_005"))]
+    lines = run(checkpoint, capsys, "--user", "user_005", "--top_k", "3").splitlines()
+    assert [line.split()[1] for line in lines] == [best[1], *best[3:5]]
+    lines = run(checkpoint, capsys, "--user", "user_005", "--top_k", "3", "--include_known").splitlines()
+    assert [line.split()[1] for line in lines] == best[:3]
+    assert main(["recommend", "--model", str(checkpoint[0]), "--user", "user_005", "--top_k", "9"]) == 1
+    assert "has 8 of 10 left, without the 2 that the user has" in capsys.readouterr().err
 
 
 def test_command_without_a_user_is_for_the_population(checkpoint, capsys):
@@ -206,5 +369,5 @@ def test_every_option_has_help(capsys):
         main(["recommend", "--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    for option in ("--model", "--user", "--top_k", "--exclude", "--explain", "--json"):
+    for option in ("--model", "--user", "--top_k", "--exclude", "--include_known", "--explain", "--json"):
         assert option in text

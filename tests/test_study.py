@@ -369,6 +369,7 @@ def test_keep_checkpoints_keeps_models_that_load(data_folder, tmp_path):
     assert run_study(config, read_study_data(config)) == {}
     model, processor = load_checkpoint(str(config.folder / "cells" / FULL))
     assert model.explain(processor, user=processor.users[0], item=processor.items[0], do_sample=False)[0].explanation
+    assert 0 < model.config.num_interactions == len(model.rating_model.interaction_items)
     assert list(json.loads((config.folder / "cells" / FULL / "metrics.json").read_text())["scores"]) == ["given"]
 
 

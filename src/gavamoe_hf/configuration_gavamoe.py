@@ -42,6 +42,9 @@ class GaVaMoEConfig(LlamaConfig):
         num_added_users (`int`, *optional*, defaults to 0):
             How many of them, at the end of the table, were folded in after training (`add_users`).
         num_added_items (`int`, *optional*, defaults to 0): Likewise for items (`add_items`).
+        num_interactions (`int`, *optional*, defaults to 0):
+            Number of (user, item) pairs that the checkpoint holds and `recommend` leaves out. Training sets it, by
+            `set_interactions`.
         vae_embedding_size (`int`, *optional*, defaults to 768):
             Size of the user and item embeddings and width of the pair encoder. Paper: 768.
         vae_num_layers (`int`, *optional*, defaults to 2):
@@ -147,6 +150,7 @@ class GaVaMoEConfig(LlamaConfig):
     num_items: int = 1
     num_added_users: int = 0
     num_added_items: int = 0
+    num_interactions: int = 0
     vae_embedding_size: int = 768
     vae_num_layers: int = 2
     vae_num_heads: int = 8
@@ -214,6 +218,7 @@ class GaVaMoEConfig(LlamaConfig):
             "vae_decoder_hidden_size",
         ):
             _require(getattr(self, name) >= 1, f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        _require(self.num_interactions >= 0, f"`num_interactions` must not be negative, got {self.num_interactions}.")
         for name in ("num_hidden_layers", "vae_num_layers"):
             _require(getattr(self, name) <= MAX_LAYERS, f"`{name}` must be at most {MAX_LAYERS}, got more.")
         _require(

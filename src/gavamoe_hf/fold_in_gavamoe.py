@@ -145,6 +145,7 @@ class GaVaMoEFoldInMixin:
         view.model, decoder.rating_model = decoder, rating_model
         population = rating_model.population_user
         rating_model.population_user = nn.Parameter(rows[0].to(population), requires_grad=False)
+        rating_model.population_items = sorted({item for item, _ in pairs})
         return view
 
     @torch.inference_mode(False)
@@ -160,6 +161,10 @@ class GaVaMoEFoldInMixin:
         rating_model.grow_table(kind, rows)
         for name in (f"num_{kind}s", f"num_added_{kind}s"):
             setattr(self.config, name, getattr(rating_model.config, name))
+        new = [(first + row, partner) for row, history in enumerate(pairs) for partner, _ in history]
+        known = torch.stack(rating_model.interactions(), dim=1)  # (user, item) each
+        new = torch.tensor(new, dtype=torch.long, device=known.device).view(-1, 2)
+        self.set_interactions(*torch.cat([known, new if kind == "user" else new.flip(1)]).unbind(dim=1))
         processor.add_ids(kind, ids, item_features)
         return [
             GaVaMoEFoldInResult(

@@ -217,8 +217,9 @@ class GaVaMoEPreTrainedModel(LlamaPreTrainedModel):
     _no_split_modules = ["GaVaMoEDecoderLayer", "GaVaMoERatingModel"]
     # Otherwise inherited from Llama, which has no experts, once a Llama has been asked in the same process
     _can_set_experts_implementation_cached_value = True
-    # Gates must not depend on the precision that the language model is loaded in.
-    _keep_in_fp32_modules_strict = ["rating_model"]
+    # Gates must not depend on the precision that the language model is loaded in. A regular expression, whatever the
+    # type of what it matches: item indices stay integers
+    _keep_in_fp32_modules_strict = [r"rating_model(?!\.interaction)"]
     _can_record_outputs = {
         "router_logits": OutputRecorder(GaVaMoEMultiGateRouter, index=0),
         "hidden_states": GaVaMoEDecoderLayer,

@@ -43,10 +43,15 @@ class GaVaMoERecommendationMixin:
         top_k: int = 10,
         exclude: Collection[int] | Sequence[Collection[int]] | torch.LongTensor | None = None,
         chunk_size: int = 4096,
+        include_known: bool = False,
     ) -> GaVaMoERecommendationOutput:
         """
-        The items of the highest predicted rating (eq. 3 at z = mu), without dropout or sampling whatever the mode. The
-        catalogue is scored in chunks, of which only the best so far are kept.
+        The items of the highest predicted rating (eq. 3 at z = mu), without dropout or sampling whatever the mode, that
+        are new to the user. The catalogue is scored in chunks, of which only the best so far are kept.
+
+        What a user has is what the checkpoint knows: the pairs that it was trained on, and the histories of
+        [`~GaVaMoEForCausalLM.add_users`], [`~GaVaMoEForCausalLM.add_items`] and [`~GaVaMoEForCausalLM.for_visitor`].
+        Older checkpoints know of nothing until [`~set_interactions`] tells them.
 
         Equal ratings are ordered by item index, so that the answer does not depend on `chunk_size`. The rating model
         is trained to predict ratings, not to rank: see [`~evaluation.ranking_scores`] for how well it does.
@@ -56,11 +61,11 @@ class GaVaMoERecommendationMixin:
                 population.
             top_k (`int`, *optional*, defaults to 10): Items for each user.
             exclude (`Collection[int]`, or a `Sequence` of one such collection for each user, *optional*):
-                Indices of items not to recommend, such as those that a user has rated already: one collection for all
-                users, or one for each.
+                Indices of more items not to recommend: one collection for all users, or one for each.
             chunk_size (`int`, *optional*, defaults to 4096):
                 Pairs scored at once, which bounds the memory: with B users, `chunk_size // B` items of each, at least
                 one.
+            include_known (`bool`, *optional*, defaults to `False`): Whether items that the user has are ranked as well.
 
         Returns:
             [`GaVaMoERecommendationOutput`]
@@ -73,7 +78,8 @@ class GaVaMoERecommendationMixin:
         for name, value in (("top_k", top_k), ("chunk_size", chunk_size)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"Expected `{name}` as an int of at least 1, but got {value!r}.")
-        row, excluded = self._excluded_pairs(exclude, len(users), top_k)
+        known = [set() if include_known else set(self.rating_model.known_items(user)) for user in users.tolist()]
+        row, excluded = (ids.to(users.device) for ids in self._excluded_pairs(exclude, known, top_k))
         best_item = torch.empty(len(users), 0, dtype=torch.long, device=users.device)
         best_rating = torch.empty(len(users), 0, device=users.device)
         catalogue = torch.arange(self.config.num_items, device=users.device)
@@ -87,6 +93,23 @@ class GaVaMoERecommendationMixin:
             best_item, best_rating = item.gather(1, order[:, :top_k]), rating[:, :top_k]
         return GaVaMoERecommendationOutput(item_id=best_item, predicted_rating=best_rating.contiguous())
 
+    def set_interactions(
+        self, user_id: torch.LongTensor | Sequence[int], item_id: torch.LongTensor | Sequence[int]
+    ) -> None:
+        """
+        Keeps which items each user has, for [`~recommend`], in place of what was known before; training does so. It is
+        saved with the checkpoint. Empty lists leave nothing to save, for a checkpoint that is not to tell who has what.
+
+        Args:
+            user_id (`torch.LongTensor` of shape `(num_pairs,)`): User indices.
+            item_id (`torch.LongTensor` of shape `(num_pairs,)`): For each, the index of an item.
+
+        Raises:
+            `ValueError`: unless there is one user for each item; `IndexError`: for an id outside the tables.
+        """
+        self.rating_model.set_interactions(user_id, item_id)
+        self.config.num_interactions = self.rating_model.config.num_interactions
+
     def _rate_all(self, user_id: torch.LongTensor, item_id: torch.LongTensor) -> torch.FloatTensor:
         """Predicted ratings of all pairs of users `[B]` and items `[C]`, `[B, C]`."""
         users = user_id.repeat_interleave(len(item_id))
@@ -96,8 +119,11 @@ class GaVaMoERecommendationMixin:
         predicted = self.rating_model.predict(users, items).predicted_rating
         return predicted[: len(user_id) * len(item_id)].view(len(user_id), len(item_id))
 
-    def _excluded_pairs(self, exclude: Any, batch_size: int, top_k: int) -> tuple[torch.LongTensor, torch.LongTensor]:
+    def _excluded_pairs(
+        self, exclude: Any, known: list[set[int]], top_k: int
+    ) -> tuple[torch.LongTensor, torch.LongTensor]:
         """Rows and items of the pairs that may not be recommended, once enough items are known to be left."""
+        batch_size, num_items = len(known), self.config.num_items
         values = to_python([] if exclude is None else exclude)
         values = values if isinstance(values, list) else [values]
         if any(isinstance(value, list) for value in values):
@@ -109,15 +135,24 @@ class GaVaMoERecommendationMixin:
             per_user = [self._item_set(value) for value in values]
         else:
             per_user = [self._item_set(values)] * batch_size
-        num_items = self.config.num_items
-        for row, items in enumerate(per_user):
+        per_user = [items | had for items, had in zip(per_user, known, strict=True)]
+        for row, (items, had) in enumerate(zip(per_user, known, strict=True)):
+            if len(had) == num_items:
+                raise ValueError(
+                    f"Expected items that are new to the user, but user row {row} has all {num_items} already. Set "
+                    "`include_known` to rank these."
+                )
             if num_items - len(items) < top_k:
+                reason = f", without the {len(had)} that the user has" if had else ""
+                remedy = (
+                    "Lower `top_k`, exclude fewer, or set `include_known`" if had else "Lower `top_k` or exclude fewer"
+                )
                 raise ValueError(
                     f"Expected at least `top_k` ({top_k}) items to choose from, but user row {row} has "
-                    f"{num_items - len(items)} of {num_items} left. Lower `top_k` or exclude fewer."
+                    f"{num_items - len(items)} of {num_items} left{reason}. {remedy}."
                 )
         pairs = [(row, item) for row, items in enumerate(per_user) for item in items]
-        users, items = torch.tensor(pairs, dtype=torch.long, device=self.device).view(-1, 2).unbind(dim=1)
+        users, items = torch.tensor(pairs, dtype=torch.long).view(-1, 2).unbind(dim=1)
         return users, items
 
     def _item_set(self, values: Any) -> set[int]:

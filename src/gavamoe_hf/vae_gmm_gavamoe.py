@@ -5,7 +5,7 @@ Shapes: B pairs, E `vae_embedding_size`, D `latent_size`, K `num_clusters`, R nu
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .configuration_gavamoe import POPULATION_ID, GaVaMoEConfig, share_weights
+from .configuration_gavamoe import POPULATION_ID, GaVaMoEConfig, share_weights, to_python
 
 # Log variances are kept in this range so that neither exp() nor its inverse overflows in float32.
 _MIN_LOG_VARIANCE, _MAX_LOG_VARIANCE = -12.0, 8.0
@@ -168,6 +168,14 @@ class GaVaMoERatingModel(PreTrainedModel):
         self.decoder_hidden = nn.Linear(config.latent_size, config.vae_decoder_hidden_size)
         self.decoder_output = nn.Linear(config.vae_decoder_hidden_size, num_outputs)
         self.mixture = GaVaMoEGaussianMixture(config)
+        # What users have, as the rows of a sparse matrix; neither is there, nor in the file, where nothing is known
+        is_known = config.num_interactions > 0
+        offsets = torch.zeros(config.num_users + 1, dtype=torch.int64) if is_known else None
+        items = torch.zeros(config.num_interactions, dtype=torch.int32) if is_known else None
+        self.register_buffer("interaction_offsets", offsets)
+        self.register_buffer("interaction_items", items)
+        # What a visitor has, for whom the population's user stands
+        self.population_items: list[int] = []
         self.post_init()
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "GaVaMoERatingModel":
@@ -175,6 +183,9 @@ class GaVaMoERatingModel(PreTrainedModel):
 
         def keep_precision(tensor: torch.Tensor) -> torch.Tensor:
             moved = fn(tensor)
+            if not tensor.is_floating_point() and moved.dtype != tensor.dtype:
+                # Item indices, which `model.type(...)` would round
+                return tensor.to(moved.device)
             if tensor.is_floating_point() and moved.is_floating_point() and moved.element_size() < 4:
                 return tensor.to(moved.device, torch.float32)
             return moved
@@ -220,6 +231,9 @@ class GaVaMoERatingModel(PreTrainedModel):
         elif isinstance(module, GaVaMoERatingModel):
             init.zeros_(module.population_user)
             init.zeros_(module.population_item)
+            if module.interaction_items is not None:
+                init.zeros_(module.interaction_offsets)
+                init.zeros_(module.interaction_items)
 
     def embed(self, user_id: torch.Tensor, item_id: torch.Tensor) -> torch.Tensor:
         """The embeddings of the pairs' users and items, `(batch_size, 2, vae_embedding_size)`."""
@@ -404,8 +418,65 @@ class GaVaMoERatingModel(PreTrainedModel):
         weight = torch.cat([table.weight, rows.to(table.weight)])
         table.weight = nn.Parameter(weight, requires_grad=table.weight.requires_grad)
         table.num_embeddings = len(weight)
+        if kind == "user" and self.interaction_offsets is not None:
+            offsets = self.interaction_offsets
+            self.interaction_offsets = torch.cat([offsets, offsets[-1:].expand(len(rows))])
         for name in (f"num_{kind}s", f"num_added_{kind}s"):
             setattr(self.config, name, getattr(self.config, name) + len(rows))
+
+    def interactions(self) -> tuple[torch.LongTensor, torch.LongTensor]:
+        """Users and items of the pairs that [`~set_interactions`] kept, `(num_interactions,)` each, in their order."""
+        device = self.loaded_device()
+        if self.interaction_items is None:
+            return torch.zeros(2, 0, dtype=torch.long, device=device).unbind()
+        position = torch.arange(len(self.interaction_items), device=self.interaction_items.device)
+        user_id = torch.searchsorted(self.interaction_offsets, position, right=True) - 1
+        return user_id, self.interaction_items.long()
+
+    def set_interactions(self, user_id: torch.Tensor | Sequence[int], item_id: torch.Tensor | Sequence[int]) -> None:
+        """
+        Keeps which items each user has, in place of what was kept before. Pairs that come twice are kept once; without
+        any, nothing is known of anybody.
+
+        Args:
+            user_id (`torch.LongTensor` of shape `(num_pairs,)`): User indices.
+            item_id (`torch.LongTensor` of shape `(num_pairs,)`): The items' indices. Pairs with the population (-1) are
+                left out.
+
+        Raises:
+            `ValueError`: unless there is one user for each item; `IndexError`: for an id outside the tables.
+        """
+        device = self.loaded_device()
+        ids = [
+            torch.as_tensor(ids if isinstance(ids, torch.Tensor) else to_python(ids), device=device)
+            for ids in (user_id, item_id)
+        ]
+        if any(len(one) and (one.is_floating_point() or one.dtype == torch.bool) for one in ids) or not (
+            ids[0].ndim == 1 and ids[0].shape == ids[1].shape
+        ):
+            got = " and ".join(f"{one.dtype} of shape {tuple(one.shape)}" for one in ids)
+            raise ValueError(f"Expected the index of a user and that of an item for each pair, but got {got}.")
+        user_id, item_id = (one.long() for one in ids)
+        self.check_ids(user_id, item_id)
+        is_known = (user_id >= 0) & (item_id >= 0)
+        num_items = self.config.num_items
+        pairs = (user_id * num_items + item_id)[is_known].unique()  # by user, then by item
+        self.config.num_interactions = len(pairs)
+        self.interaction_offsets = self.interaction_items = None
+        if len(pairs):
+            counts = (pairs // num_items).bincount(minlength=self.config.num_users)
+            self.interaction_offsets = F.pad(counts.cumsum(dim=0), (1, 0))
+            self.interaction_items = (pairs % num_items).to(torch.int32)
+
+    def known_items(self, user_id: int) -> list[int]:
+        """Indices of the items that a user is known to have, ascending; those of a visitor for the population (-1)."""
+        if user_id < 0:
+            return self.population_items
+        self.loaded_device()
+        if self.interaction_items is None:
+            return []
+        first, end = self.interaction_offsets[user_id : user_id + 2].tolist()
+        return self.interaction_items[first:end].tolist()
 
     @torch.no_grad()
     def resize_mixture(self, num_clusters: int) -> None:

@@ -15,7 +15,10 @@ class RecommendArguments:
     user: str | None = field(default=None, metadata={"help": "Raw user id; the population if not given."})
     top_k: int = field(default=10, metadata={"help": "Number of items."})
     exclude: list[str] | None = field(
-        default=None, metadata={"help": "Raw ids of items not to recommend, such as those that the user has rated."}
+        default=None, metadata={"help": "Raw ids of more items not to recommend, besides those that the user has."}
+    )
+    include_known: bool = field(
+        default=False, metadata={"help": "Recommend also what the user had when the model was trained."}
     )
     explain: bool = field(default=False, metadata={"help": "Explain each recommendation."})
     max_new_tokens: int = field(default=40, metadata={"help": "Most tokens of an explanation. Paper: 30."})
@@ -31,7 +34,9 @@ def run(argv: list[str]) -> None:
 
     model, processor = load_checkpoint(args.model)
     excluded = [processor.item_index(item) for item in args.exclude or []]
-    best = model.recommend(processor.user_index(args.user), top_k=args.top_k, exclude=excluded)
+    best = model.recommend(
+        processor.user_index(args.user), top_k=args.top_k, exclude=excluded, include_known=args.include_known
+    )
     items = [processor.items[index] for index in best.item_id[0].tolist()]
     recommendations = [
         {"item": item, "predicted_rating": rating}

@@ -85,8 +85,8 @@ class DemoService:
     Args:
         model ([`GaVaMoEForCausalLM`]): A model in evaluation mode.
         processor ([`GaVaMoEProcessor`]): Its processor.
-        records ([`~datasets.Dataset`], *optional*): The records that it was trained on, for the users' histories, whose
-            items are not recommended again.
+        records ([`~datasets.Dataset`], *optional*): The records that it was trained on, for the users' histories. Their
+            items are not recommended again, nor those that the model knows its users to have.
         top_k (`int`, *optional*, defaults to 10): Items to recommend.
         max_new_tokens (`int`, *optional*, defaults to 40): Most tokens of an explanation.
     """
@@ -175,12 +175,13 @@ class DemoService:
 
     def recommend(self, person: Person) -> list[tuple[str, float]]:
         """(item, predicted rating) of the best items that the person has not rated, best first."""
-        index = self._index["item"]
+        index, user = self._index["item"], self.processor.user_index(person.user)
         exclude = {index[rated.item] for rated in person.history if rated.item in index}
+        exclude.update(person.model.rating_model.known_items(user))
         top_k = min(self.top_k, len(index) - len(exclude))
         if top_k < 1:
             raise DemoError("There is nothing left to recommend: all items are rated.")
-        best = person.model.recommend(self.processor.user_index(person.user), top_k=top_k, exclude=exclude)
+        best = person.model.recommend(user, top_k=top_k, exclude=exclude)
         items = [self._ids["item"][row] for row in best.item_id[0].tolist()]
         return list(zip(items, best.predicted_rating[0].tolist(), strict=True))
 

@@ -232,6 +232,8 @@ def _run_cell(config: StudyConfig, data: StudyData, cell: Cell) -> None:
     dtype = torch_dtype_of(model_args, lora_args)
     model = build_model(data.processor, model_args, data_args.rating_levels, dtype)
     model.rating_model.load_state_dict(load_rating_model(config, cell).state_dict())
+    train = data.ratings["train"].columns
+    model.set_interactions(train["user_id"], train["item_id"])
     peft_config = lora_config(lora_args, sft_args, model.config)
     if peft_config is not None:
         model = adapted_base(model, data.processor, lora_args, peft_config, sft_args, folder, resume=True)

@@ -285,6 +285,7 @@ def _run(
     train_rating_model(model.rating_model, ratings, rating_args, sft_args, output_dir, resume, choose)
     if choose:
         model.drop_gates()
+    model.set_interactions(ratings["train"].columns["user_id"], ratings["train"].columns["item_id"])
     if peft_config is not None:
         model = adapted_base(model, processor, lora_args, peft_config, sft_args, output_dir, resume)
     model = train_explanations(model, processor, examples, sft_args, output_dir, resume, peft_config)
