@@ -14,6 +14,7 @@ from gavamoe_hf.training.building import ModelArguments
 from gavamoe_hf.training.lora import LoraArguments
 from gavamoe_hf.training.pipeline import DataArguments, RatingArguments, save_checkpoint
 from gavamoe_hf.training.sft_config import GaVaMoESFTConfig
+from gavamoe_hf.training.summary import run_summary
 
 
 @pytest.fixture(scope="module")
@@ -229,3 +230,24 @@ def test_an_interrupted_command_says_how_it_goes_on(tmp_path, monkeypatch, capsy
     assert error.strip() == (
         "gavamoe train: interrupted. Go on with the same options and --resume_from_checkpoint true."
     )
+
+
+def test_what_a_run_says_at_its_end(tmp_path):
+    metrics = {"profile": "default", "rating_rmse": 0.8974, "rating_mae": 0.65, "bleu_4": 2.5, "hr_10_full": 0.032}
+    metrics |= {"baseline_mean_rmse": 0.927, "baseline_bias_rmse": 0.8969, "baseline_mf_rmse": 0.8971}
+    metrics |= {"baseline_mean_mae": 0.7, "baseline_popularity_hr_10_full": 0.099}
+    row = {"user": "-u 1", "item": "i", "rating": 4.0, "predicted_rating": 4.26, "prediction": "A fine strap."}
+    text = run_summary(tmp_path / "a run", metrics, [row] * 5)
+    assert "rating_rmse    0.8974      0.9270                  0.8969      0.8971" in text
+    assert (
+        "Ratings: RMSE 0.897 stars, better than the mean rating (0.927), but no better than user and item biases "
+        "(0.897) and matrix factorisation (0.897)."
+    ) in text
+    assert (
+        "Lists: a liked item is among the first 10 for 3.2% of the users, no better than popularity (0.099). Rank by "
+        "popularity, and let the model explain."
+    ) in text
+    assert text.count("A fine strap.") == 3 and "-u 1, i, rated 4, predicted 4.3" in text
+    assert f"gavamoe explain --model '{tmp_path}/a run' --user='-u 1' --item=i" in text
+    better = run_summary(tmp_path, {"hr_10_full": 0.2, "baseline_popularity_hr_10_full": 0.1}, [])
+    assert "better than popularity (0.100)." in better and "Rank by" not in better and "Next" not in better

@@ -374,7 +374,8 @@ def finished_run(processor, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "train_rating_model", lambda *args: None)
     monkeypatch.setattr(pipeline, "train_explanations", lambda model, *args: model)
     monkeypatch.setattr(pipeline, "save_checkpoint", lambda model, processor, folder: (folder / "config.json").touch())
-    monkeypatch.setattr(pipeline, "evaluate_run", lambda *args, **kwargs: ({"bleu_4": 1.0}, [{"prediction": "fine"}]))
+    row = {"user": "U0", "item": "I0", "rating": 4.0, "feature": [], "prediction": "fine"}
+    monkeypatch.setattr(pipeline, "evaluate_run", lambda *args, **kwargs: ({"bleu_4": 1.0}, [row]))
 
     def run(**options):
         data_args = pipeline.DataArguments("records", **options)

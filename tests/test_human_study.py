@@ -402,7 +402,7 @@ def test_commands(predictions, tmp_path, capsys):
     assert scores["systems"]["walrus"]["human_score"]["mean"] == pytest.approx(4.5)
 
     assert main([*draw, "walrus"]) == 1
-    assert "Expected `predictions` as NAME=FILE, but got 'walrus'" in capsys.readouterr().err
+    assert "Expected --predictions as NAME=FILE, but got 'walrus'" in capsys.readouterr().err
     assert main([*draw, systems[0], systems[0]]) == 1
     assert "got 'walrus' twice" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:

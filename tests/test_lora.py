@@ -331,7 +331,7 @@ def test_a_run_leaves_adapter_base_and_the_two_merged(base, tmp_path, capsys):
     for name, value in load_checkpoint(folder)[0].state_dict().items():
         assert torch.equal(value, kept[name]), name
     assert run(base, folder, *options, "--lora_r", "4") == 1
-    assert "lora_r was None, now 4" in capsys.readouterr().err
+    assert "lora_r was 8, now 4" in capsys.readouterr().err
 
 
 def test_what_stage_2_would_refuse_is_found_before_stage_1(base, tmp_path, capsys):
@@ -394,7 +394,7 @@ def test_narrow_models_are_refused_before_stage_1(base, tmp_path, capsys):
     AutoTokenizer.from_pretrained(base / "base").save_pretrained(tmp_path / "narrow")
     options = ["--use_peft", "--load_in_4bit", "--base_model", str(tmp_path / "narrow")]
     assert run(base, tmp_path / "run", *options) == 1
-    assert "of 32 outputs for `load_in_4bit`, but" in capsys.readouterr().err
+    assert "of 32 outputs for --load_in_4bit, but" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gavamoe_hf import plots
-from gavamoe_hf.plots import plot_latent_space
+from gavamoe_hf.plots import plot_latent_space, plot_training_curve
 
 
 @pytest.fixture
@@ -146,3 +146,11 @@ def test_names_the_extra_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install \"\.\[plots\]\""):
         plot_latent_space({"a": blobs()}, tmp_path / "plot.png")
+
+
+def test_training_curve(tmp_path):
+    history = [{"nll": 3.0, "epoch": 0.5}, {"nll": 2.0, "epoch": 1.0}, {"eval_nll": 2.5, "epoch": 1.0}, {"loss": 9}]
+    plot_training_curve(history, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG") and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(ValueError, match="neither"):
+        plot_training_curve([{"loss": 1.0, "epoch": 1}], tmp_path / "none.png")

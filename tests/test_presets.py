@@ -128,7 +128,7 @@ def test_recipes_are_understood(parse, tmp_path):
         assert model_args.base_model == "path/to/base"
     unknown = tmp_path / "recipe.yaml"
     unknown.write_text((RECIPES / names[0]).read_text() + "\nexpert_width: 3\n")
-    with pytest.raises(ValueError, match=r"Unknown arguments from config file: \['--expert_width', '3'\]"):
+    with pytest.raises(ValueError, match=r"recipe\.yaml: unknown option 'expert_width'\. Did you mean --expert_init\?"):
         parse(unknown)
 
 

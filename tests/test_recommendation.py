@@ -361,7 +361,7 @@ def test_command_names_what_is_wrong(checkpoint, capsys):
     assert main([*options, "--exclude", "item_999"]) == 1
     assert "The item 'item_999' is not among the 10 known items" in capsys.readouterr().err
     assert main([*options, "--top_k", "11"]) == 1
-    assert "Expected at least `top_k` (11) items" in capsys.readouterr().err
+    assert "Expected at least --top_k (11) items" in capsys.readouterr().err
 
 
 def test_every_option_has_help(capsys):

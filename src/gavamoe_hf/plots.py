@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from .version import install_hint
 
 LATENT_SPACE_FILE = "latent_space.png"
+TRAINING_CURVE_FILE = "training_curve.png"
 
 # Okabe and Ito (jfly.uni-koeln.de/color): told apart with any colour vision. The pale ones come last.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
@@ -75,7 +76,42 @@ def plot_latent_space(
         axis.set_title(name, fontsize=10)
     for axis in axes[len(checked) :]:
         axis.set_axis_off()
-    path = Path(path)
+    _save(figure, Path(path))
+
+
+def plot_training_curve(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """
+    Draws the negative log-likelihood of a token in stage 2, in nats, over the epochs: of the batches trained on, and of
+    the validation split.
+
+    Args:
+        history (`Sequence[Mapping[str, Any]]`): The trainer's log, as in `training_log.json`.
+        path (`str` or `os.PathLike`): The PNG file, written whole or not at all.
+
+    Raises:
+        `ImportError`: without matplotlib.
+        `ValueError`: for a log without losses.
+    """
+    figure_class = import_figure()
+    curves = {
+        label: [(entry["epoch"], entry[name]) for entry in history if name in entry]
+        for name, label in (("nll", "training batches"), ("eval_nll", "validation"))
+    }
+    if not any(curves.values()):
+        raise ValueError("Expected a log with `nll` or `eval_nll`, but it has neither.")
+    figure = figure_class(figsize=(6, 4), layout="constrained")
+    axis = figure.add_subplot()
+    for (label, points), colour in zip(curves.items(), COLOURS, strict=False):
+        if points:
+            axis.plot(*zip(*points, strict=True), label=label, color=colour, marker="o" if len(points) < 30 else "")
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("negative log-likelihood of a token, nats")
+    axis.set_title("Stage 2", fontsize=10)
+    axis.legend(frameon=False)
+    _save(figure, Path(path))
+
+
+def _save(figure: Any, path: Path) -> None:
     beside = path.with_name(path.name + ".part")
     figure.savefig(beside, dpi=DPI, format="png")
     os.replace(beside, path)

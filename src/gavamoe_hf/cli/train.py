@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 
 from transformers import logging as transformers_logging
 
@@ -32,8 +33,9 @@ def run(argv: list[str]) -> None:
     """Trains both stages; the options are the fields of the argument classes, `--config FILE.yaml` sets them too."""
     from ..training.dry_run import describe_run
     from ..training.lora import LoraArguments
-    from ..training.pipeline import DataArguments, ModelArguments, RatingArguments, run_training
+    from ..training.pipeline import PREDICTIONS_FILE, DataArguments, ModelArguments, RatingArguments, run_training
     from ..training.sft_config import GaVaMoESFTConfig
+    from ..training.summary import read_rows, run_summary
 
     groups = (DataArguments, ModelArguments, RatingArguments, GaVaMoESFTConfig, LoraArguments)
     defaults = {} if _names_base_model(argv) else FROM_SCRATCH
@@ -50,10 +52,8 @@ def run(argv: list[str]) -> None:
     metrics = run_training(*arguments)
     if not metrics:
         return
-    scores = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-    width = max(map(len, scores))
-    for name, value in scores.items():
-        print(f"{name:{width}}  {value:.4f}")
+    output_dir = Path(arguments[3].output_dir)
+    print(run_summary(output_dir, metrics, read_rows(output_dir / PREDICTIONS_FILE)))
 
 
 def _names_base_model(argv: list[str]) -> bool:

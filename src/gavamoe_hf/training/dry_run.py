@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ def describe_run(
         f"Memory of a step on one device, estimated, {len(batch)} rows of {max(lengths)} tokens",
         *(f"  {name:12}{size / 2**30:>12.2f} GiB" for name, size in memory.items()),
         f"  {'total':12}{sum(memory.values()) / 2**30:>12.2f} GiB",
+        "",
+        *_time_lines(counts["active"], config, lengths, scored, len(train), sft_args),
         "",
         f"Tokens of the first {len(sample):,} records, mean and most (cut at {sft_args.max_length})",
         f"  prompt and explanation  {sum(lengths) / len(lengths):.1f}  {max(lengths)}",
@@ -134,6 +137,41 @@ def memory_estimate(
     }
 
 
+def _time_lines(
+    active: int,
+    config: GaVaMoEConfig,
+    lengths: list[int],
+    scored: list[int],
+    num_records: int,
+    args: GaVaMoESFTConfig,
+) -> list[str]:
+    """How long the products of stage 2 would take at the rate of one large product on this device."""
+    head = config.vocab_size * config.hidden_size
+    # Tables are looked up, and the head is for scored tokens alone; forward and backward, two operations a weight
+    body = sum(lengths) / len(lengths) * (active - head * (1 if config.tie_word_embeddings else 2))
+    operations = 6 * (max(body, 0) + sum(scored) / len(scored) * head)
+    records = args.max_steps * args.train_batch_size if args.max_steps > 0 else num_records * args.num_train_epochs
+    rate = _product_rate(args.device, torch.bfloat16 if args.bf16 else torch.float32)
+    seconds = operations * records / rate
+    return [
+        "Time of stage 2 on one device, estimated: what its matrix products take at the rate of a large one here",
+        f"  {'at least':12}{seconds / 60:>12.1f} min for {records:,.0f} records; a model of a few million parameters "
+        "takes several times as long",
+    ]
+
+
+def _product_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
+    """Operations a second in a square matrix product, the best of a few."""
+    left = torch.randn(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        product = left @ left
+        product[0, 0].item()  # which waits for it
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
 def _linear_weights(model: nn.Module) -> set[str]:
     """Names of what bitsandbytes quantises: linear layers but for the head, the rating model and those trained."""
     kept = ("rating_model", "user_projection", "item_projection", "lm_head", "lora_", "original_module")
@@ -148,6 +186,7 @@ def _decoded(batch: Any, processor: GaVaMoEProcessor) -> Iterator[str]:
     for row in batch:
         start = next(index for index, label in enumerate(row["labels"]) if label != -100)
         read, scored = row["input_ids"][:start], [label for label in row["labels"] if label != -100]
-        yield f"  user {row['user_id']}, item {row['item_id']}, rating {row['rating']:g}"
+        user, item = processor.users[row["user_id"]], processor.items[row["item_id"]]
+        yield f"  user {user}, item {item}, rating {row['rating']:g}"
         yield f"    {processor.tokenizer.decode(read)!r}"
         yield f"    [{processor.tokenizer.decode(scored)!r}]"

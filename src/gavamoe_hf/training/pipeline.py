@@ -46,7 +46,7 @@ from ..hub import hub_errors, push_checkpoint
 from ..loading import load_adapter
 from ..model_card import CARD_FILE, is_unedited_card, model_card, write_model_card
 from ..modeling_gavamoe import GaVaMoEForCausalLM
-from ..plots import LATENT_SPACE_FILE, plot_latent_space
+from ..plots import LATENT_SPACE_FILE, TRAINING_CURVE_FILE, plot_latent_space, plot_training_curve
 from ..processing_gavamoe import GaVaMoEProcessor
 from ..upcycling_gavamoe import count_parameters
 from ..vae_gmm_gavamoe import GaVaMoERatingModel
@@ -297,7 +297,8 @@ def _run(
     write_json_lines(output_dir / PREDICTIONS_FILE, rows)
     write_json(output_dir / METRICS_FILE, metrics)
     report_clusters(model, processor, records["train"], output_dir)
-    described = arguments if hub_id is None else {**arguments, "hub_model_id": hub_id}
+    described = {name: value for name, value in arguments.items() if name != DIGEST}
+    described |= {} if hub_id is None else {"hub_model_id": hub_id}
     leave_model_card(model, processor, records, metrics, described, sft_args)
     if hub_id is not None:
         push_run(output_dir, hub_id, sft_args)
@@ -479,8 +480,8 @@ def _scores_if_any(what: str, score: Callable[..., dict[str, Any]], *args: Any, 
 
 
 def report_clusters(model: GaVaMoEForCausalLM, processor: GaVaMoEProcessor, train: Dataset, output_dir: Path) -> None:
-    """Leaves `clusters.json`, `clusters.md` and `latent_space.png` of the training pairs, or one log line for what
-    could not be made."""
+    """Leaves `clusters.json`, `clusters.md` and `latent_space.png` of the training pairs, and `training_curve.png`, or
+    one log line for what could not be made."""
     made = f"{CLUSTERS_FILE} and {CLUSTERS_TABLE_FILE}"
     try:
         outputs = predict_pairs_of(model, processor, train)
@@ -488,6 +489,9 @@ def report_clusters(model: GaVaMoEForCausalLM, processor: GaVaMoEProcessor, trai
         made = LATENT_SPACE_FILE
         panel = outputs.latent_mean, outputs.cluster_posterior.argmax(dim=-1)
         plot_latent_space({f"K = {model.config.num_clusters}": panel}, output_dir / LATENT_SPACE_FILE, max_pairs=1000)
+        made, log = TRAINING_CURVE_FILE, output_dir / "training_log.json"
+        if log.is_file():
+            plot_training_curve(json.loads(log.read_text(encoding="utf-8")), output_dir / TRAINING_CURVE_FILE)
     except Exception as error:
         # Whatever it is: the run is complete by now, and is not to fail for a by-product
         logger.warning("Left out %s: %s", made, error)
@@ -557,7 +561,7 @@ def _clear(output_dir: Path) -> None:
     """Removes what an earlier run left, and nothing else."""
     for name in (RATING_FOLDER, CHECKPOINT_FOLDER, BASE_FOLDER, ADAPTER_FOLDER, ".part", RATING_FOLDER + ".part"):
         shutil.rmtree(output_dir / name, ignore_errors=True)
-    reports = (CLUSTERS_FILE, CLUSTERS_TABLE_FILE, LATENT_SPACE_FILE)
+    reports = (CLUSTERS_FILE, CLUSTERS_TABLE_FILE, LATENT_SPACE_FILE, TRAINING_CURVE_FILE)
     for name in (RUN_FILE, METRICS_FILE, PREDICTIONS_FILE, "training_log.json", "config.json", *reports):
         (output_dir / name).unlink(missing_ok=True)
     if is_unedited_card(output_dir / CARD_FILE):

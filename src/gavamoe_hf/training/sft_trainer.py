@@ -154,8 +154,8 @@ class GaVaMoESFTTrainer(SFTTrainer):
         args ([`GaVaMoESFTConfig`]): Arguments.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Records, or examples from [`tokenize_records`]; a stream needs `max_steps`.
-        eval_dataset (the same, or a `dict` of several, *optional*): The same for validation. `evaluate` and `predict`
-            take records or examples as well.
+        eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or `dict`, *optional*):
+            The same for validation, or a `dict` of several. `evaluate` and `predict` take records or examples as well.
         processor ([`GaVaMoEProcessor`]): Saved with every checkpoint.
         kwargs: what else [`~trl.SFTTrainer`] takes, `peft_config` and `optimizers` among it.
 
