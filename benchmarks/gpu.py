@@ -12,7 +12,6 @@ shapes of SmolLM2-135M and of Llama-3.1-8B. Without a GPU all shapes are small, 
 import argparse
 import copy
 import logging
-import os
 import sys
 import tempfile
 import warnings
@@ -30,8 +29,6 @@ from gavamoe_hf.data import SyntheticConfig, generate_synthetic
 from gavamoe_hf.presets import llama_3_1_8b, llama_3_1_8b_paper
 from gavamoe_hf.upcycling_gavamoe import count_parameters
 
-# Asked of the driver, which leaves CUDA to the processes of the checks
-os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIZES = dict(num_users=1000, num_items=1000)
 SMOLLM2 = dict(
@@ -490,8 +487,6 @@ def both_stages(quick: bool) -> list[dict[str, Any]]:
     return [*rows, {"name": name, "reference": "none", "ratio": rate, "value": rate, "unit": "ratings/s"}]
 
 
-# Imported once for all checks, which takes longer than most of them
-PRELOADED = ("gavamoe_hf.training.sft_trainer", "gavamoe_hf.training.rating_trainer", "gavamoe_hf.export")
 CHECKS = (
     "agreement",
     "experts",
@@ -518,7 +513,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("benchmark").setLevel(logging.INFO)
     names = [f"gpu:{check}" for check in args.checks]
     quick = args.quick or DEVICE.type == "cpu"
-    report = run_modules(names, quick, torch.get_num_threads(), args.output_dir, SECONDS, preload=("gpu", *PRELOADED))
+    report = run_modules(names, quick, torch.get_num_threads(), args.output_dir, SECONDS)
     print(as_markdown(report), end="")
     return 1 if report["failed"] else 0
 

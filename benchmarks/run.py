@@ -18,11 +18,9 @@ import importlib
 import importlib.util
 import logging
 import multiprocessing
-import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -64,21 +62,9 @@ def run_module(name: str, quick: bool, threads: int, seconds: float | None = Non
 
 
 def run_modules(
-    modules: list[str],
-    quick: bool,
-    threads: int,
-    output_dir: Path,
-    seconds: float | None = None,
-    preload: Sequence[str] = (),
+    modules: list[str], quick: bool, threads: int, output_dir: Path, seconds: float | None = None
 ) -> dict[str, Any]:
-    """
-    Rows, seconds and failures of all modules, written to `output_dir` after each. `seconds` bounds each of them. With
-    `preload`, their processes begin with these modules imported, and with nothing computed.
-    """
-    context = multiprocessing.get_context("forkserver" if preload else "spawn")
-    if preload:
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-        context.set_forkserver_preload(list(preload))
+    """Rows, seconds and failures of all modules, written to `output_dir` after each; `seconds` bounds each of them."""
     report: dict[str, Any] = {"machine": describe_machine(threads), "quick": quick, "seconds": {}, "failed": {}}
     report["rows"] = []
     for number, name in enumerate(modules, start=1):
@@ -86,7 +72,7 @@ def run_modules(
         start = time.perf_counter()
         try:
             # A fresh process for each: what one has imported, cached or allocated is not another's
-            with ProcessPoolExecutor(1, mp_context=context) as pool:
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
                 rows = pool.submit(run_module, name, quick, threads, seconds).result()
         except Exception as error:
             report["failed"][name] = f"{type(error).__name__}: {error}"

@@ -392,7 +392,8 @@ def test_a_run_ends_with_the_report(finished_run, tmp_path):
     pytest.importorskip("matplotlib")
     assert finished_run() == {"bleu_4": 1.0}
     found = {path.name for path in tmp_path.iterdir()}
-    assert found == RUN_FILES | {"clusters.json", "clusters.md", "latent_space.png", "README.md"}
+    reports = {"clusters.json", "clusters.md", "latent_space.png", "README.md", ".eval_results"}
+    assert found == RUN_FILES | reports
     assert "![t-SNE" in (tmp_path / "README.md").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "clusters.json").read_text())["clusters"][0]["num_pairs"] == 6
 
@@ -403,7 +404,8 @@ def test_a_run_survives_without_matplotlib(finished_run, tmp_path, monkeypatch, 
         assert finished_run() == {"bleu_4": 1.0}
     (line,) = [record.getMessage() for record in caplog.records if record.name == pipeline.logger.name]
     assert line.startswith("Left out latent_space.png: ") and 'pip install ".[plots]"' in line
-    assert {path.name for path in tmp_path.iterdir()} == RUN_FILES | {"clusters.json", "clusters.md", "README.md"}
+    reports = {"clusters.json", "clusters.md", "README.md", ".eval_results"}
+    assert {path.name for path in tmp_path.iterdir()} == RUN_FILES | reports
 
 
 @pytest.mark.parametrize("step", ["cluster_report", "plot_latent_space"])
