@@ -6,7 +6,7 @@ PYTHON ?= python3
 STAMP := $(VENV)/.gavamoe-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-lowest release-check quickstart benchmark gpu-check docs lint format
+.PHONY: help install test test-avx2 test-lowest release-check quickstart benchmark gpu-check docs lint format
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -28,6 +28,9 @@ test-lowest:  ## Run a core of the tests with the lowest versions that pyproject
 
 release-check:  ## Build the package, check it, and try it in a fresh environment
 	PYTHON=$(PYTHON) .ci/release-check
+
+test-avx2: $(STAMP)  ## Run the tests whose paths depend on the processor as on one without AVX-512 and bfloat16
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(VENV)/bin/python -m pytest -m processor
 
 quickstart: $(STAMP)  ## Train, generate and score a small model end to end
 	$(VENV)/bin/python examples/quickstart.py --output_dir outputs/quickstart

@@ -13,6 +13,9 @@ import gavamoe_hf.experts_gavamoe as fast
 from gavamoe_hf import GaVaMoEForCausalLM
 from gavamoe_hf.modeling_gavamoe import GaVaMoEExperts, GaVaMoESparseMoeBlock
 
+# Its paths depend on the instructions that the processor has
+pytestmark = pytest.mark.processor
+
 MANY = 100  # tokens, enough for the sorted path with 4 experts
 
 

@@ -356,8 +356,15 @@ def test_full_training_is_in_32_bits_unless_asked(base, tmp_path):
     assert load_checkpoint(tmp_path / "half")[0].dtype == torch.bfloat16
 
 
+@pytest.mark.processor
+@pytest.mark.parametrize("is_packed", [False, True])
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs the extra quantization")
-def test_qlora(base, tmp_path):
+def test_qlora(base, tmp_path, monkeypatch, is_packed):
+    """On processors with AVX512-BF16 bitsandbytes packs weights another way, which it finds out by itself."""
+    modules = importlib.import_module("bitsandbytes.nn.modules")
+    if is_packed and not modules.has_avx512bf16():
+        pytest.skip("this processor lacks AVX512-BF16")
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: is_packed)
     arguments = LoraArguments(use_peft=True, load_in_4bit=True, bnb_4bit_quant_type="fp4")
     quantization = quantization_config(arguments, ["mlp.gate"], torch.bfloat16)
     assert quantization.bnb_4bit_quant_type == "fp4" and quantization.bnb_4bit_compute_dtype == torch.bfloat16
