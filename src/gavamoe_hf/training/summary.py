@@ -88,6 +88,8 @@ def _compared(value: float, baselines: Mapping[str, float], sign: int) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The first rows of a file of predictions."""
+    """The first rows of a file of predictions, none where there is none."""
+    if not path.is_file():
+        return []
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line, _ in zip(file, range(_NUM_EXAMPLES), strict=False)]
