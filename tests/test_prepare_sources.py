@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import pytest
 
 from gavamoe_hf.data import DataError
+from gavamoe_hf.prepare import sources
 from gavamoe_hf.prepare.sources import BadLine, Review, ReviewReader, _parse, _review, _seconds
 
 AMAZON_2014 = {
@@ -311,3 +312,14 @@ def test_nested_lines_are_only_bad(tmp_path):
     lines = [json.dumps(AMAZON_2014), "[" * 100_000, "(" * 100_000, "-" * 100_000 + "1", "{[]: 1}"]
     path = write_lines(tmp_path / "reviews.json", lines, dump=str)
     assert [isinstance(entry, BadLine) for entry in ReviewReader([path])] == [False, True, True, True, True]
+
+
+@pytest.mark.parametrize("name", ["reviews.jsonl.gz", "reviews.csv.gz"])
+def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch, name):
+    """A compressed file of a few hundred KB may hold a line of hundreds of MB."""
+    monkeypatch.setattr(sources, "_MAX_LINE_BYTES", 10_000)
+    start = b"user,item,rating,text\n" if "csv" in name else b""
+    with gzip.open(tmp_path / name, "wb") as file:
+        file.write(start + b'{"user": "' + b"a" * 1_000_000)
+    with pytest.raises(DataError, match="a line of more than 10,000 bytes"):
+        list(sources.ReviewReader([str(tmp_path / name)], "auto", {}))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import csv
 import gzip
-import io
 import json
 import logging
 import math
@@ -59,6 +58,8 @@ _GZIP = b"\x1f\x8b"
 _ROWS_TRIED = 100
 # Python literals are slow to parse, and a review is not that long
 _MAX_LITERAL = 1_000_000
+# Far beyond any review
+_MAX_LINE_BYTES = 16 * 2**20
 # Seconds until the year 5138, milliseconds from 1973 on
 _MAX_SECONDS = 100_000_000_000
 # The year 2100: no review was written later, and none before 1970
@@ -228,8 +229,16 @@ def _open(path: Path) -> IO[bytes]:
     return as_utf8(gzip.open(path, "rb") if is_gzip else path.open("rb"))  # type: ignore[arg-type]
 
 
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    """The lines of a file; a compressed one of a few MB may hold one of hundreds, which would fill the memory."""
+    while line := file.readline(_MAX_LINE_BYTES + 1):
+        if len(line) > _MAX_LINE_BYTES:
+            raise OSError(f"a line of more than {_MAX_LINE_BYTES:,} bytes")
+        yield line
+
+
 def _json_rows(file: IO[bytes]) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    for number, line in enumerate(file, start=1):
+    for number, line in enumerate(_lines(file), start=1):
         try:
             text = line.decode()
         except UnicodeDecodeError:
@@ -256,7 +265,7 @@ def _parse(text: str) -> dict[str, Any] | str:
 
 def _csv_rows(file: IO[bytes], path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     # Bytes that are not UTF-8 become surrogates, which no review may hold
-    text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+    text = (line.decode("utf-8", "surrogateescape") for line in _lines(file))
     reader = csv.reader(text, delimiter="\t" if ".tsv" in path.suffixes else ",")
     header: list[str] | None = None
     while True:
