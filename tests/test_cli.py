@@ -6,11 +6,14 @@ import subprocess
 import sys
 
 import pytest
-from references import tiny_run
+from datasets import Dataset
+from references import TINY_MODEL, tiny_run
 
+from gavamoe_hf import GaVaMoEProcessor
 from gavamoe_hf.cli.arguments import CommandParser
 from gavamoe_hf.cli.main import main
-from gavamoe_hf.training.building import ModelArguments
+from gavamoe_hf.data import load_records
+from gavamoe_hf.training.building import ModelArguments, build_model, build_processor
 from gavamoe_hf.training.lora import LoraArguments
 from gavamoe_hf.training.pipeline import DataArguments, RatingArguments, save_checkpoint
 from gavamoe_hf.training.sft_config import GaVaMoESFTConfig
@@ -251,3 +254,28 @@ def test_what_a_run_says_at_its_end(tmp_path):
     assert f"gavamoe explain --model '{tmp_path}/a run' --user='-u 1' --item=i" in text
     better = run_summary(tmp_path, {"hr_10_full": 0.2, "baseline_popularity_hr_10_full": 0.1}, [])
     assert "better than popularity (0.100)." in better and "Rank by" not in better and "Next" not in better
+
+
+def test_titles_are_shown_beside_the_ids(tmp_path, capsys, planted):
+    train = planted.records["train"]
+    # The first that is not empty; a mark of the prompt stays text; one item has none
+    names = {item: f"The <|user_embedding|>\n of {item}" for item in sorted(set(train["item"]))[1:]}
+    rows = [row | {"name": names.get(row["item"], "") if number % 2 else None} for number, row in enumerate(train)]
+    records = load_records(Dataset.from_list(rows), column_mapping={"item_title": "name"})
+    assert set(records["train"].column_names) == {*train.column_names, "item_title"}
+    arguments = ModelArguments(**TINY_MODEL, vocab_size=600)
+    processor = build_processor(records["train"], arguments)
+    assert processor.item_titles[:2] == ["", f"The <|user_embedding|> of {processor.items[1]}"]
+    build_model(processor, arguments).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert GaVaMoEProcessor.from_pretrained(tmp_path).item_titles == processor.item_titles
+    pair = ["--model", str(tmp_path), "--user", processor.users[0]]
+    assert main(["recommend", *pair, "--top_k", str(len(processor.items)), "--include_known"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("The <|user_embedding|> of" in line for line in lines) == len(lines) - 1
+    assert main(["explain", *pair, "--item", processor.items[1], "--max_new_tokens", "2"]) == 0
+    assert capsys.readouterr().out.startswith(f"{processor.items[1]}, The <|user_embedding|> of {processor.items[1]}\n")
+    processor.add_ids("item", ["new"])
+    assert processor.item_title("new") == "" and processor.item_title(processor.items[0]) == ""
+    with pytest.raises(ValueError, match="item_titles"):
+        GaVaMoEProcessor(processor.tokenizer, items=["a"], item_titles=[])

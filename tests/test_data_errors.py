@@ -206,7 +206,7 @@ def test_mapped_column_that_is_missing():
             {"reviewerID": "user"},
             r"keys among user, .*, but got 'reviewerID'.*Did you swap keys and values\?",
         ),
-        ({"stars": "x"}, r"keys among user, item, rating, feature, explanation, split, but got 'stars'\."),
+        ({"stars": "x"}, r"keys among user, item, rating, feature, explanation, item_title, split, but got 'stars'\."),
         ({"stars": []}, r"keys among user, .*, but got 'stars'\."),
         ({"user": 3}, r"one column name for each key, but got 3 for 'user'\. Pass a string"),
         ({"user": "item"}, r"a different column for each name, but got 'item' more than once"),

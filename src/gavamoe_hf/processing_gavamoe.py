@@ -65,6 +65,7 @@ class GaVaMoEProcessor(ProcessorMixin):
         items (`list[str]`, *optional*): Raw item ids, in the order of the model's item table.
         item_features (`list[list[str]]`, *optional*):
             For each item, the features that it was talked about for in training, most frequent first.
+        item_titles (`list[str]`, *optional*): For each item, what people call it; empty where that is not known.
         positive_rating_threshold (`float`, *optional*, defaults to 3.0):
             Ratings from here on read as a positive experience.
         num_prompt_features (`int`, *optional*, defaults to 1):
@@ -90,6 +91,7 @@ class GaVaMoEProcessor(ProcessorMixin):
         prompt_template: str = PROMPT_TEMPLATE,
         prompt_template_without_features: str = PROMPT_TEMPLATE_WITHOUT_FEATURES,
         chat_template: str | None = None,
+        item_titles: list[str] | None = None,
     ):
         if chat_template is None and tokenizer is not None:
             chat_template = tokenizer.chat_template
@@ -97,6 +99,7 @@ class GaVaMoEProcessor(ProcessorMixin):
         self.users = list(users or [])
         self.items = list(items or [])
         self.item_features = [list(features) for features in item_features or [[] for _ in self.items]]
+        self.item_titles = None if item_titles is None else list(item_titles)
         self.positive_rating_threshold = positive_rating_threshold
         self.num_prompt_features = num_prompt_features
         self.max_feature_tokens = max_feature_tokens
@@ -107,6 +110,12 @@ class GaVaMoEProcessor(ProcessorMixin):
         if len(self.item_features) != len(self.items):
             raise ValueError(
                 f"Expected features for each of the {len(self.items)} items, but got {len(self.item_features)} lists."
+            )
+        titles = self.item_titles
+        if titles is not None and (len(titles) != len(self.items) or not all(isinstance(text, str) for text in titles)):
+            raise ValueError(
+                f"Expected `item_titles` as a text for each of the {len(self.items)} items, but got {len(titles)} "
+                "entries or others than texts."
             )
         self._indices = {}
         for kind, ids in (("user", self.users), ("item", self.items)):
@@ -195,6 +204,10 @@ class GaVaMoEProcessor(ProcessorMixin):
         """Row of a raw item id in the model's table; -1, the population, for `None`. `ValueError` if not known."""
         return self._index("item", item)
 
+    def item_title(self, item: str | int) -> str:
+        """What people call an item, by its raw id; empty where that is not known."""
+        return "" if self.item_titles is None else self.item_titles[self.item_index(item)]
+
     def _index(self, kind: str, raw: str | int | None) -> int:
         if raw is None:
             return POPULATION_ID
@@ -271,6 +284,8 @@ class GaVaMoEProcessor(ProcessorMixin):
         if kind == "item":
             features = [[]] * len(ids) if item_features is None else item_features
             self.item_features.extend([list(names) for names in features])
+            if self.item_titles is not None:
+                self.item_titles.extend([""] * len(ids))
         known.extend(ids)
         # Last: an index that can be looked up has its id and features
         self._indices[kind].update(zip(ids, indices, strict=True))

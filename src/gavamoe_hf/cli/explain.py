@@ -116,9 +116,12 @@ def _explain_one(args: ExplainArguments, model: Any, processor: Any, options: di
     explained = model.explain(
         processor, user=args.user, item=args.item, rating=args.rating, features=args.features, **options
     )[0]
+    title = processor.item_title(explained.item)
     if args.json:
-        print(json.dumps(asdict(explained), ensure_ascii=False))
+        print(json.dumps(asdict(explained) | ({"item_title": title} if title else {}), ensure_ascii=False))
         return
+    if title:
+        print(f"{explained.item}, {title}")
     print(explained.explanation)
     posterior = explained.cluster_posterior[explained.cluster]
     print(

@@ -42,6 +42,9 @@ def run(argv: list[str]) -> None:
         {"item": item, "predicted_rating": rating}
         for item, rating in zip(items, best.predicted_rating[0].tolist(), strict=True)
     ]
+    for recommendation in recommendations:
+        if title := processor.item_title(recommendation["item"]):
+            recommendation["item_title"] = title
     if args.explain:
         explained = model.explain(
             processor, user=args.user, item=items, max_new_tokens=args.max_new_tokens, do_sample=False
@@ -54,4 +57,5 @@ def run(argv: list[str]) -> None:
     width = max(map(len, items))
     for recommendation in recommendations:
         line = f"{recommendation['predicted_rating']:.2f}  {recommendation['item']:{width}}"
+        line += f"  {recommendation['item_title']}" if "item_title" in recommendation else ""
         print(f"{line}  {recommendation.get('explanation', '')}".rstrip())

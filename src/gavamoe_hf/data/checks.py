@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ("user", "item", "rating", "feature", "explanation")
 REQUIRED = ("user", "item", "rating", "explanation")
+# Optional, and a column of the records only where the source has it
+TITLE = "item_title"
 
 # Names that published data sets use: only suggested in errors, never taken unasked.
 _COMMON_NAMES = {
@@ -99,7 +101,8 @@ def clean_table(records: RawRecords, names: Mapping[str, str], rating_levels: Se
 
     Returns:
         `pa.Table`: The columns `user`, `item`, `explanation` (string), `rating` (float64) and `feature` (list
-        of strings), in the order of [`COLUMNS`], with the rows in their order.
+        of strings), in the order of [`COLUMNS`], and `item_title` (string, empty where there is none) if the source
+        has it, with the rows in their order.
 
     Raises:
         DataError: Rows have a bad value: the message names the first few and counts them all.
@@ -112,9 +115,12 @@ def clean_table(records: RawRecords, names: Mapping[str, str], rating_levels: Se
         "feature": _clean_features(records, feature) if feature in records.columns else [[]] * records.num_rows,
         "explanation": _clean_explanations(records, names["explanation"]),
     }
+    title = names.get(TITLE)
+    if title in records.columns:
+        columns[TITLE] = _clean_titles(records, title)
     types = {"rating": pa.float64(), "feature": pa.list_(pa.string())}
     arrays = {}
-    for name in COLUMNS:
+    for name in columns:
         try:
             arrays[name] = pa.array(columns[name], types.get(name, pa.string()))
         except UnicodeEncodeError:
@@ -317,6 +323,16 @@ def _clean_explanations(records: RawRecords, name: str) -> list[str]:
         expected = "an explanation (a string that is not empty)"
         raise _row_error(records, name, values, bad, expected, "Write one for these rows, or drop them.")
     return values
+
+
+def _clean_titles(records: RawRecords, name: str) -> list[str]:
+    values = records.columns[name]
+    bad = [index for index, value in enumerate(values) if _is_there(value) and not isinstance(value, str)]
+    if bad:
+        remedy = "Correct these rows or empty them."
+        raise _row_error(records, name, values, bad, "a title (a string), or nothing", remedy)
+    # On one line, as they are shown
+    return [" ".join(value.split()) if isinstance(value, str) else "" for value in values]
 
 
 def _surrogate_error(records: RawRecords, name: str, values: Sequence[Any]) -> DataError:

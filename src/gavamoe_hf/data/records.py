@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, NamedSplit
 
-from .checks import COLUMNS, REQUIRED, check_columns, clean_split_names, clean_table, closest_column
+from .checks import COLUMNS, REQUIRED, TITLE, check_columns, clean_split_names, clean_table, closest_column
 from .errors import DataError, show_names, show_value
 from .published import REVIEWS_FILE, is_published, read_published
 from .readers import RawRecords, read_source
@@ -54,7 +54,7 @@ def load_records(
             Hub id.
         column_mapping (`dict[str, str]`, *optional*): The source's names of our columns where they differ,
             such as `{"user": "reviewerID"}`. Keys: `user`, `item`, `rating`, `feature`, `explanation`,
-            `split`.
+            `item_title`, `split`.
         rating_levels (`Sequence[float]`, defaults to `(1, 2, 3, 4, 5)`): The ratings that may occur.
         unknown_held_out (`"error"` or `"drop"`, defaults to `"error"`): What to do with records of validation
             and test whose user or item train does not have: no model can know these.
@@ -65,8 +65,9 @@ def load_records(
     Returns:
         [`~datasets.DatasetDict`]: `train`, `validation` and `test`, each with the columns `user` (string),
         `item` (string), `rating` (float64), `feature` (list of strings, empty where the source has none) and
-        `explanation` (string), with the rows in the source's order. Ids that are numbers become strings
-        (`"3"`, of 3 and of 3.0); as floats from 2^53 on they have lost digits and are refused.
+        `explanation` (string), and `item_title` (string) where the source has it, with the rows in the source's
+        order. Ids that are numbers become strings (`"3"`, of 3 and of 3.0); as floats from 2^53 on they have lost
+        digits and are refused.
 
     Raises:
         DataError: The source cannot be read, a column is missing, values are bad, or the splits do not fit
@@ -123,7 +124,7 @@ def _check_levels(rating_levels: Sequence[float]) -> list[float]:
 
 def _resolve_names(column_mapping: Mapping[str, str] | None) -> dict[str, str]:
     """Return the source's name of each of our columns, without the optional ones that cannot be there."""
-    names = {name: name for name in (*COLUMNS, _SPLIT_COLUMN)}
+    names = {name: name for name in (*COLUMNS, TITLE, _SPLIT_COLUMN)}
     mapping = dict(column_mapping or {})
     unknown = [name for name in mapping if name not in names]
     if unknown:
@@ -140,7 +141,7 @@ def _resolve_names(column_mapping: Mapping[str, str] | None) -> dict[str, str]:
             f"{bad[0]!r}. Pass a string."
         )
     names.update(mapping)
-    for ours in ("feature", _SPLIT_COLUMN):
+    for ours in ("feature", TITLE, _SPLIT_COLUMN):
         # An optional column that was not mapped must not read a column that now stands for another one.
         if ours not in mapping and ours in mapping.values():
             del names[ours]

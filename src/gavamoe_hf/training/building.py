@@ -151,6 +151,10 @@ def build_processor(
     counts: dict[str, Counter[str]] = {item: Counter() for item in items}
     for item, features in zip(train["item"], train["feature"], strict=True):
         counts[item].update(features)
+    titles: dict[str, str] = {}
+    for item, title in zip(train["item"], train["item_title"], strict=True) if "item_title" in train.features else ():
+        if title:
+            titles.setdefault(item, title)
     if model_args.base_model is None:
         features = sorted({name for features in train["feature"] for name in features})
         words = [" " + word for word in (*features, "positive", "negative", "to")]
@@ -164,6 +168,7 @@ def build_processor(
         items=items,
         item_features=[[name for name, _ in counts[item].most_common(_FEATURES_PER_ITEM)] for item in items],
         positive_rating_threshold=(min(rating_levels) + max(rating_levels)) / 2,
+        item_titles=[titles.get(item, "") for item in items] if titles else None,
     )
 
 
