@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from datasets import Dataset
 from references import TINY_MODEL, make_trainer, sft_arguments
 
 from gavamoe_hf.training.building import ModelArguments, build_model, build_processor
+from gavamoe_hf.training.progress import log_line
 from gavamoe_hf.training.sft_trainer import GaVaMoESFTTrainer, tokenize_records
 
 # Models from scratch
@@ -312,3 +314,15 @@ def test_killed_run_resumes_to_the_same_losses(planted, tmp_path):
     assert metrics[0]["signatures"] == metrics[1]["signatures"]
     scores = [{key: value for key, value in each.items() if isinstance(value, float)} for each in metrics]
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("disable_tqdm", [True, False])
+def test_logging_steps_are_lines_to_read(tiny, planted, tmp_path, capsys, disable_tqdm):
+    options = {"max_steps": 2, "logging_steps": 1, "disable_tqdm": disable_tqdm}
+    make_trainer(tiny, planted, tmp_path, **options).train()
+    out = "".join(capsys.readouterr())
+    lines = re.findall(r"^step [12]/2, epoch \S+: loss \S+, .*nll \S+", out, re.MULTILINE)
+    assert len(lines) == 2 and "{'loss'" not in out
+    assert log_line(
+        {"loss": 5.37612, "learning_rate": 1e-4, "epoch": 0.5, "phase": "elbo", "eval_runtime": 3}, 3, 9
+    ) == ("elbo step 3/9, epoch 0.50: loss 5.376, learning_rate 0.0001")

@@ -81,6 +81,9 @@ def _be_quiet() -> None:
         warnings.simplefilter("ignore", category)
     # It names a kernel that it would have fetched
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # Of heads that are tied to the embeddings, and tokens that a tokenizer has and a config has not
+    for name in ("transformers.trainer", "transformers.trainer_utils"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _print_usage(stream) -> None:

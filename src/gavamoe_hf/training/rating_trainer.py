@@ -37,6 +37,7 @@ from .initialization import (
     user_profiles,
     write_cluster_code,
 )
+from .progress import use_tidy_progress
 from .resume import last_complete_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -259,6 +260,7 @@ class RatingTrainer(Trainer):
             compute_metrics=kwargs.pop("compute_metrics", _rating_metrics),
             **kwargs,
         )
+        use_tidy_progress(self)
         # The model does not divide by the number of items in the accumulated batch
         self.model_accepts_loss_kwargs = False
         if args.early_stopping_patience > 0:

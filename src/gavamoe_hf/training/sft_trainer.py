@@ -19,6 +19,7 @@ from ..data.collator import ExplanationCollator
 from ..processing_gavamoe import GaVaMoEProcessor
 from .lora import check_experts_are_trained, freeze_parts, use_full_precision
 from .optimizer import grouped_optimizer
+from .progress import use_tidy_progress
 from .resume import check_finite, check_fits
 from .sft_config import GaVaMoESFTConfig
 from .token_loss import score_tokens
@@ -200,6 +201,7 @@ class GaVaMoESFTTrainer(SFTTrainer):
             or ExplanationCollator(tokenizer.pad_token_id, args.pad_to_multiple_of),
             **kwargs,
         )
+        use_tidy_progress(self)
         check_experts_are_trained(self.model, args.trainable_parts)
         use_full_precision(self.model, args.bf16 or args.fp16)
         # Asked for by this trainer alone: a saved config that asks for router logits slows every later generation

@@ -72,7 +72,8 @@ def _verdict(metrics: Mapping[str, Any]) -> list[str]:
         said.append(f"Ratings: RMSE {error:.3f} stars, {_compared(-error, baselines, -1)}.")
     hits = metrics.get(_RANKING)
     popularity = _baselines(metrics, _RANKING).get("popularity")
-    if hits is not None and popularity is not None:
+    # Lists of 10 say nothing where the catalogue is hardly longer
+    if hits is not None and popularity is not None and min(hits, popularity) < 1:
         compared = _compared(hits, {"popularity": popularity}, 1)
         advice = "" if round(hits, 3) > round(popularity, 3) else " Rank by popularity, and let the model explain."
         said.append(f"Lists: a liked item is among the first 10 for {hits:.1%} of the users, {compared}.{advice}")
