@@ -209,13 +209,9 @@ REFUSED_CONFIG = {
     "eos_token": "</s>",
     "pad_token": "<pad>",
     "model_init_kwargs": {"dtype": "bfloat16"},
-    "batch_eval_metrics": True,
-    "include_for_metrics": ["loss"],
 }
 REFUSED_ARGUMENTS = {
     "compute_loss_func": lambda outputs, labels, num_items_in_batch=None: 0,
-    "compute_metrics": lambda prediction: {},
-    "preprocess_logits_for_metrics": lambda logits, labels: logits,
     "formatting_func": lambda record: "x",
     "quantization_config": object(),
 }
@@ -332,3 +328,24 @@ def test_a_training_that_diverges_ends_and_saves_nothing(trainer_of, tmp_path):
     with pytest.raises(ValueError, match=r"no longer finite \("):
         trainer.save_model(str(tmp_path / "never"))
     assert not list((tmp_path / "never").glob("*.safetensors"))
+
+
+def test_metrics_of_whole_sequences(trainer_of, planted):
+    """A metric sees the logits and labels that the loss is of."""
+    validation = planted.records["validation"].select(range(6))
+
+    def negative_log_likelihood(prediction):
+        logits = torch.from_numpy(prediction.predictions)[:, :-1]
+        labels = torch.from_numpy(prediction.label_ids)[:, 1:]
+        return {"own": torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).item()}
+
+    arguments = {"per_device_eval_batch_size": 6}
+    scores = trainer_of(held_out=validation, arguments=arguments, compute_metrics=negative_log_likelihood).evaluate()
+    assert scores["eval_own"] == pytest.approx(scores["eval_nll"], rel=1e-5)
+    first = trainer_of(
+        held_out=validation,
+        arguments=arguments,
+        compute_metrics=lambda prediction: {"shape": len(prediction.predictions.shape)},
+        preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(dim=-1),
+    )
+    assert first.predict(validation).metrics["test_shape"] == 2

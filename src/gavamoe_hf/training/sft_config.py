@@ -38,11 +38,9 @@ REFUSED_OPTIONS = {
     "eos_token": "the processor's tokenizer has it",
     "pad_token": "the processor's tokenizer has it",
     "model_init_kwargs": "the trainer takes a model, not its name",
-    "batch_eval_metrics": "it belongs to `compute_metrics`, which needs logits that are never made",
-    "include_for_metrics": "it belongs to `compute_metrics`, which needs logits that are never made",
 }
 # What leaves an option as it is: its default, and what says the same
-_UNSET = {"completion_only_loss": (None, True), "include_for_metrics": (None, []), "eval_packing": (None, False)}
+_UNSET = {"completion_only_loss": (None, True), "eval_packing": (None, False)}
 
 
 @dataclass

@@ -33,9 +33,6 @@ EXAMPLE_COLUMNS = ("input_ids", "labels", "user_id", "item_id", "rating")
 # Arguments of TRL's trainer that would be taken and do nothing, and what to do instead
 _REFUSED_ARGUMENTS = {
     "compute_loss_func": "the loss is that of eq. 13: subclass the trainer and override `compute_loss`",
-    "compute_metrics": "explanation tokens alone are scored, so that there are no logits of whole sequences: score "
-    "generated explanations with `gavamoe_hf.evaluation`",
-    "preprocess_logits_for_metrics": "it belongs to `compute_metrics`, which needs logits that are never made",
     "formatting_func": "the prompt is the processor's: change its `prompt_template`",
     "quantization_config": "the model is loaded already: pass it to `from_pretrained`",
 }
@@ -237,7 +234,9 @@ class GaVaMoESFTTrainer(SFTTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         if return_outputs:
-            raise ValueError(f"`compute_loss` returns no outputs: {_REFUSED_ARGUMENTS['compute_metrics']}.")
+            raise ValueError(
+                "`compute_loss` returns no outputs: explanation tokens alone are scored against the vocabulary."
+            )
         next_labels = F.pad(inputs["labels"][:, 1:], (0, 1), value=-100)  # [B, T]
         is_scored = next_labels != -100
         model_inputs = {name: value for name, value in inputs.items() if name != "labels"}
@@ -320,8 +319,16 @@ class GaVaMoESFTTrainer(SFTTrainer):
         return super().predict(self._held_out(test_dataset), *args, **kwargs)
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
-        # There are no logits of whole sequences to predict from
-        return super().prediction_step(model, inputs, True, ignore_keys)
+        loss, _, _ = super().prediction_step(model, inputs, True, ignore_keys)
+        if prediction_loss_only or self.compute_metrics is None:
+            return loss, None, None
+        # Only a metric asks for the logits of whole sequences: as in TRL, another forward pass makes them
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = model(
+                **{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False
+            ).logits
+        return loss, logits.detach(), inputs["labels"]
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         if not isinstance(eval_dataset, str):
