@@ -14,6 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from gavamoe_hf import GaVaMoEProcessor, load_checkpoint
 from gavamoe_hf.export import export_standard
+from gavamoe_hf.training.pipeline import save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +211,12 @@ def test_public_names_come_at_first_use():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "gavamoe_hf.training.sft_trainer"
+
+
+def test_a_run_says_what_its_checkpoint_needs(tmp_path, tiny):
+    """For those who load it without this package."""
+    processor, model = tiny
+    (tmp_path / "checkpoint").mkdir()
+    save_checkpoint(model, processor, tmp_path / "checkpoint")
+    lines = (tmp_path / "checkpoint" / "requirements.txt").read_text().splitlines()
+    assert [line.split(">")[0].split("<")[0] for line in lines] == ["torch", "transformers"]

@@ -64,7 +64,7 @@ def load_checkpoint(
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         check_checkpoint(folder, _ADAPTER_FILES)
         processor = GaVaMoEProcessor.from_pretrained(folder, trust_remote_code=False)
-        return load_adapter(folder, base_model, **kwargs).eval(), processor
+        return load_adapter(folder, base_model, **hub, **kwargs).eval(), processor
     check_checkpoint(folder)
     try:
         model, loaded = GaVaMoEForCausalLM.from_pretrained(
@@ -108,13 +108,14 @@ def load_adapter(
     Raises:
         `FileNotFoundError`: where there is no base.
     """
+    hub = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
     adapter = Path(adapter)
     config = _check_adapter(adapter)
     if base_model is None:
         beside = adapter.parent / "base_model"
         base_model = beside if beside.is_dir() else config.get("base_model_name_or_path")
     try:
-        folder = local_folder(base_model or "")
+        folder = local_folder(base_model or "", **hub)
         check_checkpoint(folder, ("config.json", "model.safetensors"))
         model = GaVaMoEForCausalLM.from_pretrained(folder, **kwargs, trust_remote_code=False)
     except OSError as error:

@@ -550,7 +550,8 @@ def save_checkpoint(model: GaVaMoEForCausalLM, processor: GaVaMoEProcessor, outp
     model.save_pretrained(beside)
     processor.save_pretrained(str(beside))
     # For those who load the checkpoint without this package
-    needed = [line for line in requires("gavamoe-hf") or [] if line.startswith(("torch", "transformers"))]
+    lines = [line for line in requires("gavamoe-hf") or [] if "extra ==" not in line]
+    needed = [line for line in lines if line.startswith(("torch", "transformers"))]
     write_text(beside / "requirements.txt", "".join(f"{line}\n" for line in sorted(needed)))
     for path in sorted(beside.iterdir(), key=lambda path: path.name == "config.json"):
         os.replace(path, output_dir / path.name)
