@@ -1,6 +1,8 @@
 """The demo page in a real browser at a phone's width, by keyboard: from wrong input and a known user to a new one."""
 
 import socket
+import urllib.error
+import urllib.request
 
 import pytest
 from datasets import Dataset
@@ -207,3 +209,18 @@ def test_page_in_a_browser(browser, service, address, monkeypatch):
     loaded = browser.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
     assert loaded and [url for url in loaded if not url.startswith((address, "data:", "blob:"))] == []
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_nobody_can_leave_a_file(address, tmp_path, monkeypatch):
+    """Gradio has a route for uploads whether a page has a place for them or not."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.bin"\r\n\r\n'
+        + b"a" * 10_000
+        + b"\r\n--x--\r\n"
+    )
+    request = urllib.request.Request(f"{address.rstrip('/')}/gradio_api/upload", body)
+    request.add_header("Content-Type", "multipart/form-data; boundary=x")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request)
+    assert refused.value.code == 413 and not any(path.is_file() for path in tmp_path.rglob("*"))
