@@ -1,7 +1,10 @@
 """The human study: what is drawn and hidden, what answers are worth, and the sheet in a real browser."""
 
+import functools
 import json
+import threading
 from collections import Counter
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -481,11 +484,26 @@ def test_histories_and_names_of_the_data(predictions, tmp_path):
     assert pair["history"] == [{"item": f"T{n}", "rating": 4.0, "text": f"said 4 of {n}"} for n in (5, 6)]
 
 
-def test_sheet_in_a_browser(browser, tmp_path):
+@pytest.fixture
+def served(tmp_path):
+    """Address of the test's folder: Chromium now and then forgets what a page from a file had kept, once reloaded."""
+    handler = functools.partial(QuietHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_sheet_in_a_browser(browser, served, tmp_path):
     files = {name: write(tmp_path / f"{name}.jsonl", records(name, prediction=HOSTILE)) for name in NAMES}
     told = {f"u{number}": [{"item": HOSTILE, "rating": 4.0, "explanation": HOSTILE}] for number in range(12)}
     key = draw_study(files, tmp_path / "study", num_pairs=2, histories=told)
-    sheet = (tmp_path / "study" / "sheet.html").as_uri()
+    sheet = f"{served}/study/sheet.html"
     saved = tmp_path / "downloads" / "answers_Änn_K.json"
     rater = Rater(browser)
     browser.get(sheet)
