@@ -297,9 +297,11 @@ def to_python(value: Any) -> Any:
 def share_weights(folder: str | os.PathLike[str]) -> None:
     """Makes the weights in a folder as readable as the JSON beside them; safetensors leaves them to their owner."""
     folder = Path(folder)
-    for beside in itertools.islice(sorted(folder.glob("*.json")), 1):
-        for weights in folder.glob("*.safetensors"):
-            weights.chmod(stat.S_IMODE(beside.stat().st_mode))
+    beside = min(folder.glob("*.json"), default=None)
+    if beside is None:
+        return
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod(stat.S_IMODE(beside.stat().st_mode))
 
 
 def _require(condition: bool, message: str) -> None:

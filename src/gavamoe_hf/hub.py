@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, HfApi
 
 from .evaluation import METRICS_MODULE
-from .loading import CHECKPOINT_FILES, check_checkpoint
+from .loading import CHECKPOINT_FILES, check_checkpoint, first_line
 
 # Of a run's folder: the checkpoint, and what its card shows. Neither the predictions, which are beside texts of the
 # data, nor the report on clusters, which says who is typical of them, nor `run.json`, which has paths of this machine;
@@ -30,8 +30,7 @@ def hub_errors(remedy: str) -> Iterator[None]:
         raise
     except Exception as error:
         # httpx's errors are of no one kind, and what the Hub answers takes several lines
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ConnectionError(f"The Hub could not be reached, or refused: {reason} {remedy}") from error
+        raise ConnectionError(f"The Hub could not be reached, or refused: {first_line(error)} {remedy}") from error
 
 
 def push_checkpoint(

@@ -166,11 +166,12 @@ def local_folder(path_or_id: str | os.PathLike, **hub: Any) -> Path:
     except Exception as error:
         # httpx's errors, which are of no one kind, and the Hub's
         raise FileNotFoundError(
-            f"There is no folder {name} here, and the Hub gave no such checkpoint: {_first_line(error)}"
+            f"There is no folder {name} here, and the Hub gave no such checkpoint: {first_line(error)}"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's message; its kind where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 

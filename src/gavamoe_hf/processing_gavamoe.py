@@ -225,10 +225,13 @@ class GaVaMoEProcessor(ProcessorMixin):
         is_whole = text != whole and len(whole) <= 15 and whole.removeprefix("-").isdecimal()
         return whole if is_whole and whole in self._indices[kind] else None
 
+    def _id(self, kind: str, raw: Any) -> str:
+        text = id_text(kind, raw)
+        return self.known_id(kind, raw) or text
+
     def known_index(self, kind: str, raw: str | int | float, remedy: str) -> int:
         """Row of a raw id of a `kind`, `"user"` or `"item"`. `ValueError`, which ends in `remedy`, if not known."""
-        text = id_text(kind, raw)
-        index = self._indices[kind].get(self.known_id(kind, raw) or text)
+        index = self._indices[kind].get(self._id(kind, raw))
         if index is None:
             known = self.users if kind == "user" else self.items
             close = difflib.get_close_matches(str(raw), known[:100_000], n=3)
@@ -330,8 +333,8 @@ class GaVaMoEProcessor(ProcessorMixin):
                 names = known[: self.num_prompt_features]
             pairs.append(
                 PairRequest(
-                    user=None if raw_user is None else self.known_id("user", raw_user) or id_text("user", raw_user),
-                    item=None if raw_item is None else self.known_id("item", raw_item) or id_text("item", raw_item),
+                    user=None if raw_user is None else self._id("user", raw_user),
+                    item=None if raw_item is None else self._id("item", raw_item),
                     rating=_checked_rating(value),
                     features=_checked_features(names),
                 )

@@ -595,14 +595,14 @@ def _check_same_run(output_dir: Path, arguments: dict[str, Any], defaults: dict[
     earlier = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
     if DIGEST not in earlier:  # of an older version
         arguments = {name: value for name, value in arguments.items() if name != DIGEST}
-    # What is not described has its default
-    known = {name: defaults[name] for name in {*earlier, *arguments} if name in defaults}
-    found = differences({**known, **earlier}, {**known, **arguments})
-    if f"{DIGEST} was" in found:
+    elif earlier[DIGEST] != arguments[DIGEST]:
         raise ValueError(
             f"Expected the records of the run in {output_dir}, but they have changed: rows of users and items would be "
             "others'. Resume with the same data, or start again with --overwrite_output_dir."
         )
+    # What is not described has its default
+    known = {name: defaults[name] for name in {*earlier, *arguments} if name in defaults}
+    found = differences({**known, **earlier}, {**known, **arguments})
     if found:
         raise ValueError(f"Expected the options of the run in {output_dir}, but {found}. Resume with the same options.")
 
